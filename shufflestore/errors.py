@@ -1,0 +1,114 @@
+"""Every error that shufflestore raises on purpose.
+
+    ShuffleStoreError
+    |-- OptionError        (ValueError)         an argument is outside its range
+    |-- OrderError         (ValueError)         positions, ids or lengths that no order has
+    |-- StateError         (ValueError)         a resume state that does not fit
+    |-- SchemaError        (TypeError)          columns that are missing, clash or have no home
+    |-- SourceError        (ValueError)         input that cannot be converted
+    |-- MissingDependency  (ImportError)        an optional package is not installed
+    |-- FormatError        (ValueError)         bytes that are not what they should be
+    |   |-- UnsupportedFeature                  written by a newer version, or beyond this reader
+    |   `-- CorruptData                         a checksum, digest or length disagrees
+    `-- StorageError       (OSError)            the place that holds the bytes failed
+        |-- NotFound       (FileNotFoundError)  nothing there by that name
+        |-- AlreadyExists  (FileExistsError)    something there already
+        |-- ShardTruncated                      a file is shorter than its manifest says
+        |-- OutOfSpace                          no room to write
+        `-- EngineUnavailable                   an engine asked for by name cannot run here
+
+Each takes one string, so that it crosses processes unharmed, and the string says what
+happened, the values, what was allowed and the next step.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlreadyExists",
+    "CorruptData",
+    "EngineUnavailable",
+    "FormatError",
+    "MissingDependency",
+    "NotFound",
+    "OptionError",
+    "OrderError",
+    "OutOfSpace",
+    "SchemaError",
+    "ShardTruncated",
+    "ShuffleStoreError",
+    "SourceError",
+    "StateError",
+    "StorageError",
+    "UnsupportedFeature",
+]
+
+
+class ShuffleStoreError(Exception):
+    """The base of every error raised on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        # OSError and ImportError keep fields of their own; one argument is all that pickling needs.
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class OptionError(ShuffleStoreError, ValueError):
+    """An argument is outside its range."""
+
+
+class OrderError(ShuffleStoreError, ValueError):
+    """Positions, ids or lengths that no order has."""
+
+
+class StateError(ShuffleStoreError, ValueError):
+    """A resume state that does not fit this data set, order or version."""
+
+
+class SchemaError(ShuffleStoreError, TypeError):
+    """Columns that are missing, clash, or have a type with no home here."""
+
+
+class SourceError(ShuffleStoreError, ValueError):
+    """Input that cannot be converted."""
+
+
+class MissingDependency(ShuffleStoreError, ImportError):
+    """An optional package is not installed; the message holds the `pip install` line."""
+
+
+class FormatError(ShuffleStoreError, ValueError):
+    """Bytes that are not what they should be."""
+
+
+class UnsupportedFeature(FormatError):
+    """Written by a newer version, or using something this reader does not know."""
+
+
+class CorruptData(FormatError):
+    """A checksum, digest or length disagrees with the bytes."""
+
+
+class StorageError(ShuffleStoreError, OSError):
+    """The place that holds the bytes failed."""
+
+
+class NotFound(StorageError, FileNotFoundError):
+    """Nothing is there by that name."""
+
+
+class AlreadyExists(StorageError, FileExistsError):
+    """Something is there already."""
+
+
+class ShardTruncated(StorageError):
+    """A file is shorter than its manifest says."""
+
+
+class OutOfSpace(StorageError):
+    """There is no room to write."""
+
+
+class EngineUnavailable(StorageError):
+    """An engine that was asked for by name cannot run here."""
