@@ -1,0 +1,254 @@
+"""Columns as the row index sees them: one tree of nodes, one list of buffers, for every Arrow type.
+
+In Arrow a row is one contiguous range in every buffer at every depth. So one walk over the
+schema, in the preorder of Arrow's own messages, says for each buffer what a row's range is
+counted in: rows, or the elements of the *level* (the variable-length list or string) around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.types as pt
+
+from shufflestore.errors import SchemaError, UnsupportedFeature
+
+__all__ = ["ROW", "Buffer", "Node", "Role", "Tree", "build_tree", "schema_digest"]
+
+ROW: Final = -1
+"""The level of what is counted in rows."""
+
+
+class Role(IntEnum):
+    """What a buffer holds."""
+
+    VALIDITY = 0
+    OFFSETS = 1
+    VALUES = 2
+    BITS = 3
+    """Values of one bit each: the data of a bool column."""
+    WHOLE = 4
+    """Part of a column that is only read whole."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One buffer of a record batch message."""
+
+    number: int
+    """Place in the message's list of buffers."""
+    node: int
+    role: Role
+    level: int
+    """What a row's range is counted in: ROW, or the level whose elements these are."""
+    factor: int
+    """Entries for each row or element of that level (fixed-size lists multiply)."""
+    width: int
+    """Bytes an entry; 0 for bits."""
+
+    @property
+    def is_at_row_depth(self) -> bool:
+        """Whether a row has exactly one entry."""
+        return self.level == ROW and self.factor == 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One field of the schema, at any depth."""
+
+    number: int
+    """Place in the preorder of all nodes, which is the order of Arrow's field nodes."""
+    name: str
+    type: pa.DataType
+    """The storage type: an extension type is read as what it stores."""
+    column: int
+    parent: int
+    """Number of the node around it; -1 at the top."""
+    level: int
+    factor: int
+    opens: int
+    """The level that this node's own values make: strings, lists; else ROW."""
+    validity: int
+    """Number of its validity buffer; -1 if the type has none."""
+    data: int
+    """Number of its offsets, values or bits buffer; the bytes of a string stand one behind; -1 if none."""
+    children: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """All nodes and buffers of a schema, in preorder. Compared by identity, so that caches are cheap."""
+
+    schema: pa.Schema
+    nodes: tuple[Node, ...]
+    buffers: tuple[Buffer, ...]
+    level_count: int
+    whole: frozenset[int]
+    """Columns that are read whole, chunk by chunk."""
+
+    def top(self, column: int) -> Node:
+        """Return the top node of a column."""
+        return next(n for n in self.nodes if n.column == column and n.parent == -1)
+
+    def column_buffers(self, column: int) -> list[Buffer]:
+        """Return a column's buffers in order."""
+        return [b for b in self.buffers if self.nodes[b.node].column == column]
+
+    def ancestors(self, node: int) -> Iterator[Node]:
+        """Yield a node and those around it, innermost first."""
+        while node != -1:
+            yield self.nodes[node]
+            node = self.nodes[node].parent
+
+
+def storage_type(type_: pa.DataType) -> pa.DataType:
+    """Return what an extension type stores; other types as they are."""
+    while isinstance(type_, pa.BaseExtensionType):
+        type_ = type_.storage_type
+    return type_
+
+
+def children_of(type_: pa.DataType) -> list[pa.Field]:
+    """Return the fields directly under a type, a map's being its entries."""
+    if pt.is_map(type_):
+        entries = pa.struct([type_.key_field.with_name("key"), type_.item_field.with_name("value")])
+        return [pa.field("entries", entries, nullable=False)]
+    if pt.is_run_end_encoded(type_):
+        return [pa.field("run_ends", type_.run_end_type), pa.field("values", type_.value_type)]
+    return [type_.field(i) for i in range(type_.num_fields)]
+
+
+def is_whole(type_: pa.DataType) -> bool:
+    """Whether a row of this type has no range of its own somewhere inside."""
+    type_ = storage_type(type_)
+    if (
+        pt.is_dictionary(type_)
+        or pt.is_run_end_encoded(type_)
+        or pt.is_union(type_)
+        or pt.is_string_view(type_)
+        or pt.is_binary_view(type_)
+        or pt.is_list_view(type_)
+        or pt.is_large_list_view(type_)
+    ):
+        return True
+    return any(is_whole(child.type) for child in children_of(type_))
+
+
+def is_wide_offset(type_: pa.DataType) -> bool:
+    """Whether a variable-length type counts in 64 bits."""
+    return bool(pt.is_large_list(type_) or pt.is_large_string(type_) or pt.is_large_binary(type_))
+
+
+def is_text_or_bytes(type_: pa.DataType) -> bool:
+    """Whether values are strings or byte strings of any length."""
+    return bool(
+        pt.is_string(type_) or pt.is_large_string(type_) or pt.is_binary(type_) or pt.is_large_binary(type_)
+    )
+
+
+def is_list(type_: pa.DataType) -> bool:
+    """Whether values are lists of any length, maps included."""
+    return bool(pt.is_list(type_) or pt.is_large_list(type_) or pt.is_map(type_))
+
+
+class _Builder:
+    """Walks a schema once, numbering nodes, buffers and levels as Arrow's messages do."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.buffers: list[Buffer] = []
+        self.levels = 0
+
+    def buffer(self, node: int, role: Role, level: int, factor: int, width: int) -> int:
+        number = len(self.buffers)
+        self.buffers.append(Buffer(number, node, role, level, factor, width))
+        return number
+
+    def whole(self, name: str, type_: pa.DataType, column: int) -> None:
+        """A column read whole has one node here; its true shape is the reader's affair."""
+        self.nodes.append(Node(len(self.nodes), name, type_, column, -1, ROW, 1, ROW, -1, -1, ()))
+
+    def walk(
+        self, name: str, declared: pa.DataType, column: int, parent: int, level: int, factor: int
+    ) -> int:
+        type_ = storage_type(declared)
+        number = len(self.nodes)
+        self.nodes.append(Node(number, name, type_, column, parent, level, factor, ROW, -1, -1, ()))
+        validity = data = -1
+        opens = ROW
+        inner_level, inner_factor = level, factor
+        if not pt.is_null(type_):
+            validity = self.buffer(number, Role.VALIDITY, level, factor, 0)
+        if is_text_or_bytes(type_) or is_list(type_):
+            opens, self.levels = self.levels, self.levels + 1
+            data = self.buffer(number, Role.OFFSETS, level, factor, 8 if is_wide_offset(type_) else 4)
+            inner_level, inner_factor = opens, 1
+            if is_text_or_bytes(type_):
+                self.buffer(number, Role.VALUES, opens, 1, 1)
+        elif pt.is_fixed_size_list(type_):
+            inner_factor = factor * type_.list_size
+        elif pt.is_boolean(type_):
+            data = self.buffer(number, Role.BITS, level, factor, 0)
+        elif not (pt.is_struct(type_) or pt.is_null(type_)):
+            data = self.buffer(number, Role.VALUES, level, factor, fixed_width(type_, name))
+        inner = tuple(
+            self.walk(f"{name}.{child.name}", child.type, column, number, inner_level, inner_factor)
+            for child in children_of(type_)
+        )
+        self.nodes[number] = Node(
+            number, name, type_, column, parent, level, factor, opens, validity, data, inner
+        )
+        return number
+
+
+def fixed_width(type_: pa.DataType, name: str) -> int:
+    """Return the bytes of one value of a fixed-width type."""
+    try:
+        bits = type_.bit_width
+    except ValueError:
+        raise UnsupportedFeature(f"column {name!r} has type {type_}, which this version cannot read") from None
+    if bits % 8:
+        raise UnsupportedFeature(f"column {name!r} has type {type_} of {bits} bits, not whole bytes")
+    return int(bits // 8)
+
+
+def build_tree(schema: pa.Schema, whole: Sequence[int] | frozenset[int] = ()) -> Tree:
+    """Return the nodes and buffers of a schema.
+
+    Args:
+        schema: Any Arrow schema. Column names must differ.
+        whole: Columns to read whole besides those whose type demands it (compressed ones).
+
+    Raises:
+        SchemaError: Two columns have the same name.
+    """
+    doubled = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if doubled:
+        raise SchemaError(f"column name {doubled[0]!r} stands twice in the schema; rename one of them")
+    builder = _Builder()
+    forced = frozenset(whole) | {i for i, field in enumerate(schema) if is_whole(field.type)}
+    for i, field in enumerate(schema):
+        if i in forced:
+            builder.whole(field.name, field.type, i)
+        else:
+            builder.walk(field.name, field.type, i, -1, ROW, 1)
+    return Tree(schema, tuple(builder.nodes), tuple(builder.buffers), builder.levels, forced)
+
+
+def schema_digest(schema: pa.Schema) -> bytes:
+    """Return 32 bytes that differ where names, types, order or nullability differ.
+
+    Metadata does not count: it carries no values.
+    """
+    plain = pa.schema([strip(field) for field in schema])
+    return hashlib.sha256(plain.serialize().to_pybytes()).digest()
+
+
+def strip(field: pa.Field) -> pa.Field:
+    """Return a field without metadata, its extension type read as storage."""
+    return pa.field(field.name, storage_type(field.type), field.nullable)
