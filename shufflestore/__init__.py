@@ -1,0 +1,74 @@
+"""Training data in true random order at full speed.
+
+Names are resolved on first use: importing this package loads nothing else and starts nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shufflestore.convert.run import ConvertOptions as ConvertOptions
+    from shufflestore.convert.run import ConvertReport as ConvertReport
+    from shufflestore.convert.run import convert as convert
+    from shufflestore.convert.writer import Writer as Writer
+    from shufflestore.dataset.dataset import BatchOptions as BatchOptions
+    from shufflestore.dataset.dataset import Dataset as Dataset
+    from shufflestore.dataset.gc import gc as gc
+    from shufflestore.dataset.inplace import index as index
+    from shufflestore.dataset.opening import open as open
+    from shufflestore.dataset.verify import verify as verify
+    from shufflestore.collate.layouts import Jagged as Jagged
+    from shufflestore.collate.layouts import Padded as Padded
+    from shufflestore.loader.loader import DataLoader as DataLoader
+    from shufflestore.orders.random import record_rng as record_rng
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BatchOptions": "dataset.dataset",
+    "ConvertOptions": "convert.run",
+    "ConvertReport": "convert.run",
+    "DataLoader": "loader.loader",
+    "Dataset": "dataset.dataset",
+    "Jagged": "collate.layouts",
+    "Padded": "collate.layouts",
+    "Writer": "convert.writer",
+    "convert": "convert.run",
+    "gc": "dataset.gc",
+    "index": "dataset.inplace",
+    "open": "dataset.opening",
+    "record_rng": "orders.random",
+    "verify": "dataset.verify",
+}
+"""Where each public name lives."""
+
+__all__ = [
+    "BatchOptions",
+    "ConvertOptions",
+    "ConvertReport",
+    "DataLoader",
+    "Dataset",
+    "Jagged",
+    "Padded",
+    "Writer",
+    "convert",
+    "gc",
+    "index",
+    "open",
+    "record_rng",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        # Fetched anew each time: a sub-package of the same name (`convert`) replaces what is kept here
+        # when it is first imported, and the name must mean the function all the same.
+        return getattr(importlib.import_module(f"shufflestore.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'shufflestore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "errors"])

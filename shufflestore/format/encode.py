@@ -319,7 +319,7 @@ class _Index:
         out = np.empty(len(lo), "<u4")
         _native.crc32c_spans(self.data, lo.astype(np.uint64), (hi - lo).astype(np.uint64), out)
         self._rows(entries, out.view(np.uint8).reshape(-1, 4), self.layout.crcs + 4 * place)
-        self.covered.append(_merged(lo, hi))
+        self.covered.append(merged(lo, hi))
 
     # -- the whole file ----------------------------------------------------------------------------
 
@@ -377,7 +377,7 @@ class _Index:
         }
 
 
-def _merged(lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.int64]:
+def merged(lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return non-empty spans of one buffer, those that touch or overlap merged; (n, 2) [start, stop)."""
     used = hi > lo
     lo, hi = lo[used], hi[used]

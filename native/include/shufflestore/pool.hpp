@@ -1,0 +1,51 @@
+// The threads of a reader. They start with the first batch, work on batches in the order they came, and
+// never touch Python.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "shufflestore/engine.hpp"
+
+namespace shufflestore {
+
+class Pool {
+ public:
+  using Batch = std::shared_ptr<Pending>;
+
+  Pool(const Engine& engine, FileTable& files, Counters& counters, std::size_t threads);
+  ~Pool() { close(); }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // Queues the batches. False, and nothing done, once closed. Throws IoError if no thread can be started.
+  bool push(std::span<const Batch> batches);
+
+  // Cancels what is queued, waits for the reads that have started, ends the threads. Idempotent.
+  void close() noexcept;
+
+ private:
+  void start_threads();
+  void work(std::size_t number) noexcept;
+  Batch next();
+  void run_batch(EngineState& state, Worker& worker, Pending& batch) noexcept;
+
+  const Engine& engine_;
+  FileTable& files_;
+  Counters& counters_;
+  const std::size_t wanted_threads_;
+  std::mutex closing_;  // one close at a time, so that each returns after the threads have ended
+  std::mutex mutex_;    // guards the three below
+  std::condition_variable wake_;
+  std::deque<Batch> queue_;
+  std::vector<std::thread> threads_;
+  bool is_closed_ = false;
+};
+
+}  // namespace shufflestore

@@ -1,0 +1,143 @@
+#include "shufflestore/buffer.hpp"
+
+#include <sys/mman.h>
+
+#include <array>
+#include <bit>
+#include <mutex>
+#include <new>
+
+#include "shufflestore/fork.hpp"
+#include "shufflestore/sys.hpp"
+
+namespace shufflestore {
+namespace {
+
+constexpr std::size_t kAlignment = 64;
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr std::uint64_t kLargest = std::uint64_t{1} << 46;
+
+// Stands before the data, in its own cache line, and links the block into the cache while it is free.
+struct alignas(kAlignment) Header {
+  std::size_t size_class;
+  Header* next;
+};
+static_assert(sizeof(Header) == kAlignment);
+
+// Four classes an octave, so at most a fifth of a block is slack.
+struct SizeClass {
+  std::size_t index;
+  std::size_t bytes;
+};
+
+SizeClass size_class(std::uint64_t bytes) noexcept {
+  const std::uint64_t wanted = bytes < 128 ? 128 : bytes;
+  const auto shift = static_cast<unsigned>(std::bit_width(wanted - 1)) - 3;
+  const std::uint64_t steps = ((wanted - 1) >> shift) + 1;  // in (4, 8]
+  return {.index = (shift - 4) * 4 + steps - 5, .bytes = steps << shift};
+}
+
+std::size_t class_bytes(std::size_t index) noexcept { return (index % 4 + 5) << (index / 4 + 4); }
+
+// Guarded by process_lock(); has no destructor, as blocks may come back while the process ends.
+struct Cache {
+  struct List {
+    Header* first;
+    std::uint64_t used;  // when it last served or took a block
+  };
+  std::array<List, 200> lists;
+  std::uint64_t clock;
+  std::size_t bytes;
+};
+constinit Cache g_cache{};
+
+Header* pop(std::size_t index) noexcept {
+  Cache::List& list = g_cache.lists[index];
+  Header* const block = list.first;
+  if (block == nullptr) return nullptr;
+  list.first = block->next;
+  g_cache.bytes -= class_bytes(index);
+  return block;
+}
+
+// Takes blocks of the class that has been idle longest out of the cache until `room` bytes fit.
+Header* make_room(std::size_t room) noexcept {
+  Header* dropped = nullptr;
+  while (g_cache.bytes + room > kCacheBound) {
+    std::size_t idle = g_cache.lists.size();
+    for (std::size_t i = 0; i < g_cache.lists.size(); ++i) {
+      if (g_cache.lists[i].first == nullptr) continue;
+      if (idle == g_cache.lists.size() || g_cache.lists[i].used < g_cache.lists[idle].used) idle = i;
+    }
+    if (idle == g_cache.lists.size()) break;
+    Header* const block = pop(idle);
+    block->next = dropped;
+    dropped = block;
+  }
+  return dropped;
+}
+
+void release_all(Header* block) noexcept {
+  while (block != nullptr) {
+    Header* const next = block->next;
+    sys().release(block);
+    block = next;
+  }
+}
+
+}  // namespace
+
+Buffer Buffer::allocate(std::uint64_t size) {
+  if (size > kLargest) throw std::bad_alloc();
+  const SizeClass wanted = size_class(size + sizeof(Header));
+  Header* header = nullptr;
+  {
+    const std::scoped_lock lock(process_lock());
+    g_cache.lists[wanted.index].used = ++g_cache.clock;
+    header = pop(wanted.index);
+  }
+  if (header == nullptr) {
+    const bool is_huge = wanted.bytes >= kHugePage;
+    void* const block = sys().allocate(is_huge ? kHugePage : kAlignment, wanted.bytes);
+    if (block == nullptr) throw std::bad_alloc();
+    // Advice only: where it is refused the block is as good, just slower.
+    if (is_huge) sys().madvise(block, wanted.bytes, MADV_HUGEPAGE);
+    header = ::new (block) Header;
+  }
+  header->size_class = wanted.index;
+  header->next = nullptr;
+  return Buffer(reinterpret_cast<std::uint8_t*>(header + 1), static_cast<std::size_t>(size));
+}
+
+void release_block(std::uint8_t* data) noexcept {
+  if (data == nullptr) return;
+  Header* const header = reinterpret_cast<Header*>(data) - 1;
+  const std::size_t bytes = class_bytes(header->size_class);
+  Header* dropped = header;
+  if (bytes <= kCacheBound) {
+    const std::scoped_lock lock(process_lock());
+    dropped = make_room(bytes);
+    Cache::List& list = g_cache.lists[header->size_class];
+    list.used = ++g_cache.clock;
+    header->next = list.first;
+    list.first = header;
+    g_cache.bytes += bytes;
+  }
+  release_all(dropped);
+}
+
+std::size_t cached_bytes() noexcept {
+  const std::scoped_lock lock(process_lock());
+  return g_cache.bytes;
+}
+
+void trim_cache() noexcept {
+  Header* dropped = nullptr;
+  {
+    const std::scoped_lock lock(process_lock());
+    dropped = make_room(kCacheBound);
+  }
+  release_all(dropped);
+}
+
+}  // namespace shufflestore

@@ -1,0 +1,47 @@
+#include "shufflestore/sys.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+
+namespace shufflestore {
+namespace {
+
+void* allocate(std::size_t alignment, std::size_t size) {
+  void* block = nullptr;
+  return posix_memalign(&block, alignment, size) == 0 ? block : nullptr;
+}
+
+const Sys kReal = {
+    .open = [](const char* path, int flags) { return ::open(path, flags); },
+    .close = ::close,
+    .pread = ::pread,
+    .fstat = [](int fd, struct stat* found) { return ::fstat(fd, found); },
+    .stat = [](const char* path, struct stat* found) { return ::stat(path, found); },
+    .fadvise = ::posix_fadvise,
+    .mmap = ::mmap,
+    .munmap = ::munmap,
+    .madvise = ::madvise,
+    .allocate = allocate,
+    .release = ::free,
+    .sigaction = [](int signal, const struct sigaction* action,
+                    struct sigaction* previous) { return ::sigaction(signal, action, previous); },
+    .getrlimit = [](int resource, struct rlimit* limit) {
+      return ::getrlimit(static_cast<__rlimit_resource>(resource), limit);
+    },
+};
+
+std::atomic<const Sys*> g_sys = &kReal;
+
+}  // namespace
+
+const Sys& real_sys() noexcept { return kReal; }
+const Sys& sys() noexcept { return *g_sys.load(std::memory_order_acquire); }
+void replace_sys(const Sys* table) noexcept {
+  g_sys.store(table != nullptr ? table : &kReal, std::memory_order_release);
+}
+
+}  // namespace shufflestore

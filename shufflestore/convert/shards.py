@@ -1,0 +1,173 @@
+"""Record batches to published shards: Arrow IPC files with their row indexes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from shufflestore.dataset.inplace import fetcher, mapped, shard_entry
+from shufflestore.errors import ShuffleStoreError, SourceError
+from shufflestore.format.arrowfile import scan
+from shufflestore.format.encode import build_index
+from shufflestore.format.schema import Tree, build_tree
+from shufflestore.storage.commit import TemporaryFile, publish, publish_file
+
+__all__ = ["ShardOptions", "ShardWriter"]
+
+_INT32_BYTES: Final = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """How shards are cut. All of it decides bytes, so a resumed conversion must use the same."""
+
+    shard_bytes: int = 256 << 20
+    """Large enough that a million records need few files, small enough to redo after a crash."""
+    chunk_bytes: int = 2 << 20
+    """Record batches of about this size: some 1,000 records of 2 KB, which other readers like."""
+    chunk_rows: int | None = None
+    """Records a record batch; None for chunk_bytes over the mean record, at most 16,384."""
+    shard_records: int = 4_000_000
+    """At most; keeps the row index of tiny records within tens of MB."""
+
+
+class ShardWriter:
+    """Writes one run of records of one split as a row of shards.
+
+    Where shards and chunks end depends on the records alone. A finished shard is synced, indexed
+    and published by a thread while the next one is written.
+    """
+
+    def __init__(
+        self, folder: Path, prefix: str, schema: pa.Schema, options: ShardOptions, advance: Callable[[int, int], None]
+    ) -> None:
+        """Begin.
+
+        Args:
+            folder: Of the store; shards go to its `shards/`.
+            prefix: Begins the shards' names, e.g. "train-00012".
+            schema: Of every batch.
+            options: Sizes.
+            advance: Called with (records, bytes) as they are written.
+        """
+        self._folder = folder / "shards"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._prefix = prefix
+        self._schema = schema
+        self._tree = build_tree(schema)
+        self._options = options
+        self._advance = advance
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = 0
+        self._chunk_rows = options.chunk_rows
+        self._file: TemporaryFile | None = None
+        self._ipc: Any = None
+        self._written = 0
+        self._written_rows = 0
+        self._sealing: list[Future[dict[str, Any]]] = []
+        self._sealer = ThreadPoolExecutor(1, "shufflestore-seal")
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take some records; they are written chunk by chunk. Raises OutOfSpace, StorageError, SourceError."""
+        if not batch.num_rows:
+            return
+        if self._chunk_rows is None:
+            mean = max(batch.nbytes / batch.num_rows, 1)
+            self._chunk_rows = max(1, min(16_384, round(self._options.chunk_bytes / mean)))
+        self._held.append(batch)
+        self._held_rows += batch.num_rows
+        if self._held_rows >= self._chunk_rows:
+            self._drain(self._held_rows // self._chunk_rows)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Write what is left and return the shards' rows of the shard table, all of them published."""
+        if self._held_rows:
+            self._drain(-1)
+        self._seal()
+        entries = [future.result() for future in self._sealing]
+        self._sealer.shutdown()
+        return entries
+
+    def abandon(self) -> None:
+        """Drop the shard that is being written; published ones stay for a resume or `gc`. Idempotent."""
+        self._held, self._held_rows = [], 0
+        if self._file is not None:
+            self._file.abandon()
+            self._file = None
+        self._sealer.shutdown(cancel_futures=True)
+
+    # -- chunks ------------------------------------------------------------------------------------
+
+    def _drain(self, chunks: int) -> None:
+        """Write so many whole chunks of what is held; -1 for all, the last one shorter."""
+        assert self._chunk_rows is not None, "known from the first batch on"
+        table = pa.Table.from_batches(self._held, self._schema)
+        rows = len(table) if chunks < 0 else chunks * self._chunk_rows
+        for start in range(0, rows, self._chunk_rows):
+            for chunk in self._cut(table.slice(start, min(self._chunk_rows, rows - start))):
+                self._write(chunk)
+        rest = table.slice(rows)
+        self._held = rest.to_batches()
+        self._held_rows = len(rest)
+
+    def _cut(self, table: pa.Table) -> Iterator[pa.RecordBatch]:
+        """One record batch, or several where 32-bit offsets demand it."""
+        if table.nbytes >= _INT32_BYTES and len(table) > 1:
+            half = len(table) // 2
+            yield from self._cut(table.slice(0, half))
+            yield from self._cut(table.slice(half))
+        else:
+            yield table.combine_chunks().to_batches()[0]
+
+    def _write(self, chunk: pa.RecordBatch) -> None:
+        if self._file is None:
+            self._file = TemporaryFile(self._folder, self._options.shard_bytes)
+            self._ipc = pa.ipc.new_file(pa.PythonFile(self._file, "w"), self._schema)
+        self._ipc.write_batch(chunk)
+        size = self._file.tell()
+        self._advance(chunk.num_rows, size - self._written)
+        self._written = size
+        self._written_rows += chunk.num_rows
+        if size >= self._options.shard_bytes or self._written_rows >= self._options.shard_records:
+            self._seal()
+
+    # -- shards ------------------------------------------------------------------------------------
+
+    def _seal(self) -> None:
+        """Hand the shard at hand to the thread that publishes it."""
+        if self._file is None:
+            return
+        self._ipc.close()
+        file, self._file, self._ipc, self._written, self._written_rows = self._file, None, None, 0, 0
+        if self._sealing:
+            self._sealing[-1].result()  # one at a time: bounds memory, and its error comes early
+        number = len(self._sealing)
+        self._sealing.append(self._sealer.submit(_publish_shard, file, self._folder, f"{self._prefix}-{number:03d}", self._tree))
+
+
+def _publish_shard(file: TemporaryFile, folder: Path, stem: str, tree: Tree) -> dict[str, Any]:
+    """Sync, index and publish one shard; return its row of the shard table."""
+    try:
+        file.sync()
+        data = mapped(file.path)
+        try:
+            built = build_index(data, scan(fetcher(data), len(data)), tree)
+        except ShuffleStoreError as cause:
+            raise SourceError(f"shard {stem}: Arrow data that cannot be indexed: {cause}") from cause
+        finally:
+            del data
+        digest = hashlib.sha256(built.parts[0]).digest()
+        name = f"{stem}-{digest.hex()[:16]}"
+        publish(folder / f"{name}.rows", built.parts)
+        # A file of this name has this digest, hence these bytes: losing the race is as good as winning it.
+        publish_file(file, folder / f"{name}.arrow")
+    except BaseException:
+        file.abandon()
+        raise
+    return shard_entry(f"shards/{name}.arrow", f"shards/{name}.rows", 0, built, digest)

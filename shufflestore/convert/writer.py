@@ -1,0 +1,133 @@
+"""Write a data set record by record, for people with a loop of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from shufflestore.convert.records import RecordBuilder
+from shufflestore.convert.run import IfExists, commit, prepare
+from shufflestore.convert.shards import ShardOptions, ShardWriter
+from shufflestore.dataset.inplace import difference
+from shufflestore.errors import OptionError, SchemaError
+from shufflestore.format.manifest import Manifest
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """Writes records given one by one; nothing is visible until `close` has committed all of them.
+
+    Leaving the `with` block by an exception commits nothing.
+
+    >>> import shufflestore as ss, tempfile
+    >>> folder = tempfile.mkdtemp() + "/store"
+    >>> with ss.Writer(folder) as w:
+    ...     for i in range(3):
+    ...         w.write({"text": "a" * i, "label": i})
+    >>> ss.open(folder).take([2]).to_pylist()
+    [{'text': 'aa', 'label': 2}]
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str],
+        schema: pa.Schema | None = None,
+        if_exists: IfExists = "error",
+        split: str = "train",
+        options: ShardOptions | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            target: A folder, new or empty unless `if_exists` says otherwise.
+            schema: Of the records; None to infer it from the first thousand.
+            if_exists: "error", "append" or "overwrite". A loop of your own cannot be resumed.
+            split: The records' split.
+            options: Sizes.
+
+        Raises:
+            AlreadyExists: Something is at the target.
+        """
+        if if_exists == "resume":
+            raise OptionError("a Writer cannot resume: it does not see your loop; use if_exists='append' or 'overwrite'")
+        self._folder = Path(target)
+        self._parent = prepare(self._folder, if_exists)
+        self._base = self._parent if if_exists == "append" else None
+        if self._base is not None and schema is None:
+            schema = self._base.schema
+        self._split = split
+        self._options = options or ShardOptions()
+        self._builder = RecordBuilder(schema)
+        self._shards: ShardWriter | None = None
+        self._closed = False
+        self.manifest: Manifest | None = None
+        """The snapshot, once committed."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add one record.
+
+        Args:
+            record: Values by column: numbers, strings, bytes, lists, dicts, numpy arrays, None.
+
+        Raises:
+            SchemaError: A value does not fit its column; the writer stays usable.
+            OutOfSpace, StorageError: The disk.
+        """
+        if self._closed:
+            raise OptionError("the Writer is closed; open another with if_exists='append'")
+        batch = self._builder.add(record)
+        if batch is not None:
+            self._put(batch)
+
+    def _put(self, batch: pa.RecordBatch) -> None:
+        if self._shards is None:
+            if self._base is not None and not batch.schema.equals(self._base.schema):
+                raise SchemaError(
+                    f"{self._folder}: cannot append other columns: {difference(self._base.schema, batch.schema)}"
+                )
+            number = 0 if self._parent is None else self._parent.snapshot
+            prefix = f"{self._split}-w{number:05d}"
+            self._shards = ShardWriter(self._folder, prefix, batch.schema, self._options, lambda records, size: None)
+        self._shards.add(batch)
+
+    def close(self) -> None:
+        """Write what is left and commit. Idempotent. Raises as `write`, or AlreadyExists if another writer was faster."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            batch = self._builder.flush()
+            if batch is not None:
+                self._put(batch)
+            entries = self._shards.finish() if self._shards else []
+        except BaseException:
+            self._abandon()
+            raise
+        schema = self._builder.schema
+        if schema is None:
+            raise SchemaError(f"{self._folder}: no record was written and no schema given, so there are no columns; nothing was committed")
+        self.manifest = commit(
+            self._folder, schema, [(self._split, entries)], self._base, self._parent, {"kind": "writer"}
+        )
+
+    def _abandon(self) -> None:
+        self._closed = True
+        if self._shards is not None:
+            self._shards.abandon()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._abandon()

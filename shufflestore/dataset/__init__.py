@@ -1,0 +1,1 @@
+"""Manifest and store joined: records by number, in batches, with look-ahead."""

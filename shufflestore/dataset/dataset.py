@@ -1,0 +1,419 @@
+"""A data set as people hold it: records by number, views, batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from shufflestore.collate.layouts import Layout, Nulls, to_numpy
+from shufflestore.dataset.reading import Projection, Reading
+from shufflestore.dataset.stream import PREFETCH_BYTES, Stream
+from shufflestore.errors import OptionError, SchemaError, ShuffleStoreError
+from shufflestore.format.decode import Column
+from shufflestore.format.manifest import Manifest
+from shufflestore.format.resolve import widened
+from shufflestore.orders.epoch import make_order
+from shufflestore.orders.partition import Partition, Topology
+
+__all__ = ["BatchOptions", "Dataset", "Selection"]
+
+RECORD_ID = "record_id"
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How `Dataset.batches` delivers, beyond what and in which order."""
+
+    layout: Layout = "jagged"
+    """Of variable-length numbers: jagged wastes nothing, padded suits models, list suits loops."""
+    fill_nulls: Nulls = None
+    """What stands for null numbers; None refuses them, since any number would be a guess."""
+    return_ids: bool = False
+    """Whether each batch has a "record_id"; audits need it, training does not."""
+    drop_last: bool = False
+    prefetch_bytes: int = PREFETCH_BYTES
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which records of a split a view has: an arithmetic range or a list."""
+
+    start: int
+    step: int
+    count: int
+    listed: NDArray[np.int64] | None = None
+
+    def ids(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the split's ids of the view's records."""
+        if self.listed is not None:
+            return self.listed[numbers]
+        return numbers if self.start == 0 and self.step == 1 else self.start + numbers * self.step
+
+    def narrowed(self, inner: Selection) -> Selection:
+        """Return the selection `inner` of this one."""
+        if inner.listed is not None:
+            return Selection(0, 1, inner.count, self.ids(inner.listed))
+        if self.listed is not None:
+            stop = inner.start + inner.step * inner.count
+            listed = self.listed[inner.start : stop if stop >= 0 else None : inner.step]
+            return Selection(0, 1, inner.count, listed)
+        return Selection(self.start + inner.start * self.step, self.step * inner.step, inner.count)
+
+    @property
+    def digest(self) -> str:
+        """Text that differs where the records or their order differ. O(1), or O(count) for a list."""
+        if self.listed is None:
+            return f"{self.start}:{self.step}:{self.count}"
+        return hashlib.sha256(np.ascontiguousarray(self.listed)).hexdigest()[:32]
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """How a data set was opened, so that another process can open it again."""
+
+    reopen: Callable[..., Dataset]
+    arguments: tuple[Any, ...]
+    other_split: Callable[[str], Dataset]
+
+
+class Dataset:
+    """Records of one split, by number, in O(1) memory.
+
+    Made by `shufflestore.open`. Map-style for torch: `len`, `[i]` and `__getitems__`. Views
+    (`select`, `project`, `split`) share everything with their origin and cost nothing.
+    Any number of threads may read. Forked and spawned workers read through files of their own.
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        manifest: Manifest,
+        split: int,
+        origin: Origin,
+        view: tuple[Selection, tuple[int, ...]] | None = None,
+    ) -> None:
+        self._reading = reading
+        self._origin = origin
+        self._split = split
+        self.manifest = manifest
+        """The snapshot that is read."""
+        everything = (Selection(0, 1, len(reading.indexes)), tuple(range(len(manifest.schema))))
+        self._selection, self._columns = view or everything
+
+    # -- what it is --------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self._selection.count
+
+    def __repr__(self) -> str:
+        return f"<shufflestore.Dataset {self.uri} split={self.split_name!r} records={len(self):,} columns={self.column_names}>"
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        return self._reading.store.uri
+
+    @property
+    def split_name(self) -> str:
+        """The split that is read."""
+        return self.manifest.splits[self._split].name
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns delivered, with their metadata."""
+        whole = self.manifest.schema
+        return pa.schema([whole.field(i) for i in self._columns], metadata=whole.metadata)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns delivered."""
+        return [self.manifest.schema.field(i).name for i in self._columns]
+
+    @property
+    def identity(self) -> str:
+        """What a resume state names: 32 hex digits and the view, the same wherever a copy lies."""
+        first = f"{self.manifest.identity}/{self.split_name}"
+        if self._selection.listed is None and self._selection.count == len(self._reading.indexes):
+            if (self._selection.start, self._selection.step) == (0, 1):
+                return first
+        return f"{first}[{self._selection.digest}]"
+
+    @property
+    def reading(self) -> Reading:
+        """The machinery below, for loaders."""
+        return self._reading
+
+    @property
+    def selection(self) -> Selection:
+        """Which records of the split this view has."""
+        return self._selection
+
+    # -- views -------------------------------------------------------------------------------------
+
+    def select(self, ids: range | slice | Sequence[int] | NDArray[np.integer[Any]]) -> Dataset:
+        """Return a view of some records, in the given order; repetition is allowed.
+
+        Args:
+            ids: Numbers in [0, len(self)). A range or slice costs O(1), a list 8 bytes each.
+
+        Raises:
+            OptionError: A number lies outside.
+
+        >>> import shufflestore as ss, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = ss.convert([{"x": i} for i in range(10)], folder + "/s")
+        >>> ss.open(folder + "/s").select(range(8, 2, -2)).take([0, 2])["x"].to_pylist()
+        [8, 4]
+        """
+        if isinstance(ids, slice):
+            ids = range(*ids.indices(len(self)))
+        if isinstance(ids, range):
+            inner = Selection(ids.start, ids.step, len(ids))
+            edges = np.array([ids[0], ids[-1]] if len(ids) else [], np.int64)
+        else:
+            listed = self._numbers(ids)
+            inner = Selection(0, 1, len(listed), listed)
+            edges = listed
+        self._check(edges)
+        return self._view(self._selection.narrowed(inner), self._columns)
+
+    def project(self, columns: Sequence[str]) -> Dataset:
+        """Return a view of some columns, in the given order; only they are read.
+
+        Raises:
+            SchemaError: No such column.
+        """
+        return self._view(self._selection, self._column_numbers(columns))
+
+    def split(self, name: str) -> Dataset:
+        """Return another split of the same data set, whole.
+
+        Raises:
+            OptionError: No such split.
+        """
+        self.manifest.split(name)
+        return self._origin.other_split(name)
+
+    def _view(self, selection: Selection, columns: tuple[int, ...]) -> Dataset:
+        return Dataset(self._reading, self.manifest, self._split, self._origin, (selection, columns))
+
+    def _column_numbers(self, columns: Sequence[str] | None) -> tuple[int, ...]:
+        if columns is None:
+            return self._columns
+        if isinstance(columns, str):
+            raise OptionError(f"columns must be a list of names, not the string {columns!r}: write columns=[{columns!r}]")
+        mine = self.column_names
+        unknown = [name for name in columns if name not in mine]
+        if unknown:
+            raise SchemaError(f"no column {unknown[0]!r} in {self.uri}; there are {mine}")
+        if len(set(columns)) != len(columns):
+            raise OptionError(f"a column stands twice in {list(columns)}")
+        return tuple(self._columns[mine.index(name)] for name in columns)
+
+    @staticmethod
+    def _numbers(ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        array = np.asarray(ids)
+        if array.size == 0:
+            return np.empty(0, np.int64)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise OptionError(f"records are chosen by a list of integers, not by {array.dtype} of shape {array.shape}")
+        return array.astype(np.int64)
+
+    def _check(self, ids: NDArray[np.int64]) -> None:
+        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(self)):
+            bad = int(ids[np.argmax((ids < 0) | (ids >= len(self)))])
+            raise OptionError(f"record {bad:,} does not exist; allowed are [0, {len(self):,})")
+
+    # -- records by number -------------------------------------------------------------------------
+
+    def columns_at(self, ids: NDArray[np.int64], projection: Projection) -> dict[str, Column]:
+        """Return the columns of some of the split's records; for loaders."""
+        ends = np.array([len(ids)], np.int64)
+        (ready,) = self._reading.submit(ids, ends, projection)
+        return self._reading.deliver(ready)
+
+    def projection(self, columns: Sequence[str] | None = None, widen: dict[str, str] | None = None) -> Projection:
+        """Return what to read for some columns; for loaders.
+
+        Args:
+            columns: Names; None for all of this view.
+            widen: Arrow type name -> numpy code of integers that the core widens while it reads.
+        """
+        tree = self._reading.tree
+        numbers = self._column_numbers(columns)
+        mine = {b.number for c in numbers if c not in tree.whole for b in tree.column_buffers(c)}
+        rules = {b: code for b, code in widened(tree, widen or {}).items() if b in mine}
+        return Projection.of(tree, numbers, rules)
+
+    def take(self, ids: Sequence[int] | NDArray[np.integer[Any]], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return records as an Arrow table, row i for `ids[i]`.
+
+        Args:
+            ids: (n,) numbers in [0, len(self)), in any order, repetition allowed.
+            columns: Names; None for all.
+
+        Returns:
+            n rows that own their memory. More than one chunk where 32-bit offsets demand it.
+
+        Raises:
+            OptionError: A number lies outside. CorruptData, ShardTruncated: The bytes are damaged.
+        """
+        numbers = self._numbers(ids)
+        self._check(numbers)
+        return self._table(self._selection.ids(numbers), self.projection(columns))
+
+    def _table(self, ids: NDArray[np.int64], projection: Projection) -> pa.Table:
+        try:
+            return to_table(self.columns_at(ids, projection), self.manifest.schema)
+        except OverflowError:
+            if len(ids) < 2:
+                raise
+            half = len(ids) // 2
+            return pa.concat_tables([self._table(ids[:half], projection), self._table(ids[half:], projection)])
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Dataset: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Dataset:
+        """Return one record as a dict, or a view for a slice. Raises IndexError."""
+        if isinstance(index, slice):
+            return self.select(index)
+        number = int(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"record {number:,} does not exist; allowed are [{-len(self):,}, {len(self):,})")
+        return self.__getitems__([number % len(self)])[0]
+
+    def __getitems__(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Return records as dicts, read together: what torch's fetcher calls with a batch's indices.
+
+        Numbers come as numpy arrays and scalars, strings and bytes as themselves, nulls as None.
+        """
+        numbers = self._numbers(ids)
+        self._check(numbers)
+        return records_of(self.columns_at(self._selection.ids(numbers), self.projection()), len(numbers))
+
+    # -- batches -----------------------------------------------------------------------------------
+
+    def batches(
+        self,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        columns: Sequence[str] | None = None,
+        format: Literal["numpy", "arrow"] = "numpy",
+        options: BatchOptions | None = None,
+    ) -> Iterator[Any]:
+        """Iterate over batches without torch, read ahead by the native core.
+
+        Args:
+            batch_size: Records a batch, at least 1.
+            shuffle: Exact global shuffle of (seed, epoch); else in order.
+            seed: Any integer, taken mod 2**64.
+            epoch: At least 0; each has an order of its own.
+            columns: Names; None for all.
+            format: "numpy" for dicts of arrays, "arrow" for tables.
+            options: Layout, nulls, ids, remainder, look-ahead.
+
+        Yields:
+            A dict by column, or a pyarrow.Table. Each owns its memory.
+
+        >>> import shufflestore as ss, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = ss.convert([{"x": i} for i in range(10)], folder + "/s")
+        >>> [batch["x"].tolist() for batch in ss.open(folder + "/s").batches(4)]
+        [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        """
+        chosen = options or BatchOptions()
+        if format not in ("numpy", "arrow"):
+            raise OptionError(f"format {format!r}; allowed are 'numpy' and 'arrow' (for tensors: shufflestore.DataLoader)")
+        order = make_order("global" if shuffle else "sequential", len(self), seed, epoch)
+        remainder: Literal["drop", "uneven"] = "drop" if chosen.drop_last else "uneven"
+        partition = Partition(len(self), batch_size, Topology(0, 1), remainder, 0)
+        projection = self.projection(columns)
+        if chosen.return_ids and RECORD_ID in self.column_names:
+            raise OptionError(f"return_ids=True adds a column {RECORD_ID!r}, which the data set has already; leave it out")
+        step = 0
+
+        def plan(batches: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+            nonlocal step
+            last = min(step + batches, partition.step_count)
+            if step == last:
+                return None
+            positions, ends = partition.positions(step, last)
+            step = last
+            return self._selection.ids(order.ids(positions)), ends
+
+        def finish(ids: NDArray[np.int64], made: dict[str, Column]) -> Any:
+            if chosen.return_ids:
+                made = made | {RECORD_ID: Column(pa.int64(), len(ids), values=ids.copy())}
+            if format == "arrow":
+                return to_table(made, self.manifest.schema)
+            return {n: to_numpy(n, c, chosen.layout, chosen.fill_nulls) for n, c in made.items()}
+
+        return Stream(self._reading, projection, plan, finish, chosen.prefetch_bytes)
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End all reads and release all files, of this and of every view. Idempotent."""
+        self._reading.store.close()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as a path and a view, never as data."""
+        return _reopened, (self._origin.reopen, self._origin.arguments, self.manifest.digest, self._selection, self._columns)
+
+
+def _reopened(
+    reopen: Callable[..., Dataset], arguments: tuple[Any, ...], digest: str, selection: Selection, columns: tuple[int, ...]
+) -> Dataset:
+    fresh = reopen(*arguments)
+    if fresh.manifest.digest != digest:
+        raise ShuffleStoreError(f"{fresh.uri} changed between two processes; open it again")
+    return fresh._view(selection, columns)
+
+
+def to_table(columns: dict[str, Column], schema: pa.Schema) -> pa.Table:
+    """Return columns as a table with the schema's fields and metadata, extension types put back on.
+
+    Raises:
+        OverflowError: A column passes its type's 32-bit offsets.
+    """
+    arrays, fields = [], []
+    for name, column in columns.items():
+        array = column.to_arrow()
+        number = schema.get_field_index(name)
+        declared = schema.field(number) if number >= 0 else pa.field(name, array.type)
+        if isinstance(declared.type, pa.BaseExtensionType) and declared.type.storage_type == array.type:
+            array = pa.ExtensionArray.from_storage(declared.type, array)
+        arrays.append(array)
+        fields.append(declared.with_type(array.type))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
+
+
+def records_of(columns: dict[str, Column], count: int) -> list[dict[str, Any]]:
+    """Return columns as one dict a record."""
+    parts: dict[str, list[Any]] = {}
+    for name, column in columns.items():
+        try:
+            values = list(to_numpy(name, replace(column), "list"))
+        except (SchemaError, TypeError):
+            values = column.to_arrow().to_pylist()
+        parts[name] = values if len(values) == count else column.to_arrow().to_pylist()
+    return [{name: values[i] for name, values in parts.items()} for i in range(count)]

@@ -1,0 +1,205 @@
+"""Open a store, or data that stays where it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from shufflestore.dataset.dataset import Dataset, Origin
+from shufflestore.dataset.foreign import Foreign, discover
+from shufflestore.dataset.inplace import beside, cache_folder, changed, index_into, refuse_changed, stamp
+from shufflestore.dataset.reading import Reading
+from shufflestore.dataset.residency import RowIndexes
+from shufflestore.errors import CorruptData, NotFound, OptionError, SchemaError
+from shufflestore.format.manifest import Manifest, Shards, snapshot_name, snapshot_number
+from shufflestore.format.schema import build_tree
+from shufflestore.storage.base import Store
+from shufflestore.storage.local import LocalStore
+
+__all__ = ["load_manifest", "open", "open_store", "snapshots_of", "splits_of"]
+
+_log = logging.getLogger("shufflestore")
+INDEX_MEMORY_BYTES = 1 << 30
+"""Row indexes kept in memory: 50 million records of the usual kind; more are paged."""
+
+
+def open(  # noqa: A001 - `ss.open` is the public name, as in gzip and tarfile
+    path: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    snapshot: int | None = None,
+    verify: bool = True,
+    engine: str = "auto",
+    index_memory_bytes: int = INDEX_MEMORY_BYTES,
+) -> Dataset:
+    """Open a data set for reading in any order.
+
+    A store that `convert` made, or Arrow data where it lies: a Hugging Face `save_to_disk` folder,
+    a folder of Arrow files, one Arrow file. Foreign data without an index is indexed first, into
+    the cache folder, which reads all of it once.
+
+    Args:
+        path: A folder or file.
+        split: Its name; None if there is only one.
+        snapshot: Number of a committed snapshot; None for the newest.
+        verify: Check the CRC32C of every byte read. False is your own word that you do not mind.
+        engine: "auto", "mmap" or "pread".
+        index_memory_bytes: Row indexes beyond this are kept page by page.
+
+    Raises:
+        NotFound: Nothing is there. OptionError: No such split, snapshot or engine.
+        CorruptData, UnsupportedFeature: The manifest or an index is damaged or too new.
+
+    Costs a manifest; nothing grows with the number of records.
+    """
+    options: dict[str, Any] = {
+        "snapshot": snapshot, "verify": verify, "engine": engine, "index_memory_bytes": index_memory_bytes
+    }  # fmt: skip
+    place = Path(path)
+    store, found = _store_at(place, engine)
+    if found is not None and snapshot is not None:
+        raise OptionError(f"{place} is not a store, so it has no snapshot {snapshot}")
+    manifest = load_manifest(store, snapshot)
+    origin = Origin(_reopen, (str(path), split, options), lambda name: open(path, name, **options))
+    opened = open_store(store, manifest, split, origin, verify, index_memory_bytes)
+    return opened if found is None else _as_saved(opened, found)
+
+
+def splits_of(path: str | os.PathLike[str]) -> list[str]:
+    """Return the names of a data set's splits."""
+    store, _ = _store_at(Path(path), "auto")
+    names = [split.name for split in load_manifest(store, None).splits]
+    store.close()
+    return names
+
+
+def _store_at(place: Path, engine: str) -> tuple[LocalStore, Foreign | None]:
+    """The store at a path, and what foreign data it indexes, if it does; indexes it if nobody has yet."""
+    if (place / "snapshots").is_dir():
+        return LocalStore(str(place), engine=engine), None
+    found = discover(place)
+    folder = beside(place)
+    if not (folder / "snapshots").is_dir():
+        folder = cache_folder(place)
+        _index_into_cache(place, folder, [found.folder / f for s in found.splits for f in s.files])
+    store = LocalStore(str(folder), engine=engine, roots={"data": str(found.folder)})
+    store.uri = str(place)
+    return store, found
+
+
+def _reopen(path: str, split: str | None, options: dict[str, Any]) -> Dataset:
+    return open(path, split, **options)
+
+
+def _index_into_cache(place: Path, folder: Path, files: list[Path]) -> None:
+    """Index into the cache unless an index of exactly these files is there."""
+    now = stamp(files)
+    note = folder / "stamp"
+    if (folder / "snapshots").is_dir() and note.is_file() and note.read_text("utf-8") == now:
+        return
+    total = sum(f.stat().st_size for f in files)
+    _log.warning(
+        "%s has no row index yet: reading its %s bytes once, into %s; `shufflestore index %s` would keep it beside the data",
+        place, f"{total:,}", folder, place,
+    )  # fmt: skip
+    index_into(place, folder, progress=lambda name, done, all_: _log.info("indexed %s: %d of %d bytes", name, done, all_))
+    note.write_text(now, "utf-8")
+
+
+def _as_saved(opened: Dataset, found: Foreign) -> Dataset:
+    """Honour the indices mapping and the columns that a saved Hugging Face data set carries.
+
+    Raises:
+        CorruptData: A file is not as long as when it was indexed.
+    """
+    shards = opened.reading.indexes.shards
+    sizes = shards.column("data_bytes").tolist()
+    names = shards.table.column("data").to_pylist()
+    complaint = changed([(found.folder / n.removeprefix("@data/"), s) for n, s in zip(names, sizes, strict=True)])
+    if complaint:
+        raise refuse_changed(found.folder / (found.single or ""), complaint)
+    split = next(s for s in found.splits if s.name == opened.split_name)
+    if split.indices:
+        opened = opened.select(np.concatenate([_indices(found.folder / name) for name in split.indices]))
+    return opened if split.columns is None else opened.project(split.columns)
+
+
+def _indices(file: Path) -> NDArray[np.int64]:
+    try:
+        with pa.OSFile(str(file)) as source:
+            table = pa.ipc.open_stream(source).read_all()
+        table.validate(full=True)
+        return np.asarray(table.column("indices").to_numpy(), np.int64)
+    except (pa.ArrowException, OSError, KeyError) as cause:
+        raise CorruptData(f"{file}: the indices mapping cannot be read ({cause})") from cause
+
+
+def snapshots_of(store: Store) -> list[int]:
+    """Return the numbers of the committed snapshots, oldest first."""
+    return sorted(n for name in store.list("snapshots/") if (n := snapshot_number(name)) is not None)
+
+
+def load_manifest(store: Store, snapshot: int | None) -> Manifest:
+    """Return a snapshot's manifest; the newest for None.
+
+    Raises:
+        NotFound: No snapshot was ever committed. OptionError: Not the one asked for.
+    """
+    numbers = snapshots_of(store)
+    if not numbers:
+        raise NotFound(
+            f"{store.uri}: no snapshot was committed here; if a conversion was interrupted, run it again with "
+            "if_exists='resume'"
+        )
+    chosen = numbers[-1] if snapshot is None else snapshot
+    if chosen not in numbers:
+        raise OptionError(f"{store.uri}: no snapshot {chosen}; there are {numbers}")
+    name = snapshot_name(chosen)
+    manifest = Manifest.decode(store.read(name), f"{store.uri}: {name}")
+    if manifest.snapshot != chosen:
+        raise CorruptData(f"{store.uri}: {name} says that it is snapshot {manifest.snapshot}; restore the file")
+    return manifest
+
+
+def open_store(
+    store: Store,
+    manifest: Manifest,
+    split: str | None,
+    origin: Origin | None = None,
+    verify: bool = True,
+    index_memory_bytes: int = INDEX_MEMORY_BYTES,
+) -> Dataset:
+    """Open one split of a snapshot in any store.
+
+    Args:
+        store: Where it is.
+        manifest: Of the snapshot.
+        split: Its name; None if there is only one.
+        origin: How another process opens it; None if none can.
+        verify: Check every byte read.
+        index_memory_bytes: Row indexes beyond this are kept page by page.
+    """
+    number = manifest.split(split)
+    table = store.read(manifest.table_name)
+    shards = manifest.check_table(table, f"{store.uri}: {manifest.table_name}")
+    if len(manifest.splits) > 1:
+        mine = shards.column("split") == number
+        shards = Shards(shards.table.filter(pa.array(mine)))
+    used = shards.column("record_count") > 0
+    if not used.all():
+        shards = Shards(shards.table.filter(pa.array(used)))
+    tree = build_tree(manifest.schema)
+    reading = Reading(RowIndexes(store, tree, shards, index_memory_bytes), verify)
+
+    def nowhere(*_: Any) -> Dataset:
+        raise SchemaError(f"{store.uri} was opened over a store object; open it again by hand for another split or process")
+
+    return Dataset(reading, manifest, number, origin or Origin(nowhere, (), nowhere))
+
+

@@ -1,0 +1,267 @@
+"""Ids to batches of columns: windows are resolved here and read by the store behind our back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from shufflestore.dataset.fetch import Extent, explain, fetch, wait
+from shufflestore.dataset.residency import Places, RowIndexes
+from shufflestore.errors import CorruptData, ShuffleStoreError, UnsupportedFeature
+from shufflestore.format.decode import Column, Gathered, decode_column
+from shufflestore.format.rebuild import Part, delivered_type, dictionary_fields, rebuild_column
+from shufflestore.format.resolve import Located, Placed, Wanted, lay_out, wanted_for
+from shufflestore.format.schema import Tree
+from shufflestore.storage.base import READ, WIDEN, Pending, ReadFailure
+
+__all__ = ["Projection", "Ready", "Reading"]
+
+_WHOLE_CACHE_BYTES: Final = 64 << 20
+"""Decoded columns of chunks that are only read whole; a small dictionary column then costs one read a chunk."""
+_DECOMPRESSED_LIMIT: Final = 4 << 30
+"""A compressed column of one chunk may not claim to unpack to more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The columns that are delivered and how wide their integers are."""
+
+    columns: tuple[int, ...]
+    wanted: Wanted
+    wide: dict[int, str]
+
+    @classmethod
+    def of(cls, tree: Tree, columns: tuple[int, ...], wide: dict[int, str]) -> Projection:
+        """Return the projection of some columns, integers in `wide` widened by the core.
+
+        Args:
+            tree: Of the data set's schema.
+            columns: Numbers in the schema, in the order of delivery.
+            wide: Buffer -> numpy code, from `format.resolve.widened`.
+        """
+        rules = []
+        for buffer, code in sorted(wide.items()):
+            width = tree.buffers[buffer].width
+            source = f"{'i' if pa.types.is_signed_integer(tree.nodes[tree.buffers[buffer].node].type) else 'u'}{width}"
+            rules.append((buffer, WIDEN[source, code], int(code[1]) // width))
+        return cls(columns, wanted_for(tree, columns, tuple(rules)), wide)
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """One batch whose reads were submitted."""
+
+    ids: NDArray[np.int64]
+    projection: Projection
+    places: Places
+    located: Located
+    placed: Placed
+    batch: int
+    first: int
+    last: int
+    pending: Pending
+    byte_count: int
+    """Bytes of its outputs."""
+
+
+class Reading:
+    """Reads records of one split of one snapshot."""
+
+    def __init__(self, indexes: RowIndexes, verify: bool) -> None:
+        self.indexes = indexes
+        self.store = indexes.store
+        self.tree = indexes.tree
+        self.verify = verify
+        self._whole: OrderedDict[tuple[int, int, int], pa.Array] = OrderedDict()
+        self._whole_bytes = 0
+        self._dictionaries: dict[tuple[int, int], list[tuple[int, int, bool, Part, bytes]]] = {}
+
+    def submit(
+        self, ids: NDArray[np.int64], ends: NDArray[np.int64], projection: Projection
+    ) -> list[Ready]:
+        """Start reading several batches and return at once.
+
+        Args:
+            ids: (n,) record numbers within the split, each in [0, len).
+            ends: (b,) batch i has ids [ends[i - 1], ends[i]).
+            projection: What to deliver.
+
+        Returns:
+            One Ready a batch, to be given to `deliver` in any order.
+        """
+        wanted = projection.wanted
+        if len(ids):
+            places = self.indexes.find(ids)
+            located, files = self.indexes.locate(places, wanted)
+        else:
+            empty = np.empty(0, np.int64)
+            places, located, files = Places(empty, empty, empty), Located.empty(0, wanted), np.empty(0, np.uint32)
+        placed = lay_out(located, files, ends, wanted, self.verify)
+        pendings = self.store.submit(placed.reads.view(READ).reshape(-1), placed.ends, placed.output_sizes)
+        firsts = [0, *ends[:-1].tolist()]
+        sizes = placed.output_sizes.sum(axis=1).tolist()
+        return [
+            Ready(ids[a:b], projection, places, located, placed, i, a, b, pending, int(size))
+            for i, (a, b, pending, size) in enumerate(zip(firsts, ends.tolist(), pendings, sizes, strict=True))
+        ]
+
+    def deliver(self, ready: Ready) -> dict[str, Column]:
+        """Wait for a batch and return its columns by name.
+
+        Raises:
+            CorruptData, ShardTruncated, NotFound, StorageError: Naming shard, record and bytes.
+        """
+        wait(ready.pending)
+        failure = ready.pending.failure()
+        if failure is not None:
+            raise self._explain(failure, ready)
+        projection = ready.projection
+        gathered = Gathered(
+            projection.wanted, ready.located, ready.placed, ready.batch, ready.first, ready.last, ready.pending.take()
+        )
+        schema = self.tree.schema
+        made: dict[str, Column] = {}
+        for column in projection.columns:
+            whole = self._whole_shards(column, ready)
+            if whole is None:
+                made[schema.field(column).name] = decode_column(column, gathered, projection.wide)
+            else:
+                made[schema.field(column).name] = self._mixed(column, ready, whole, gathered)
+        return made
+
+    # -- errors ------------------------------------------------------------------------------------
+
+    def _explain(self, failure: ReadFailure, ready: Ready) -> ShuffleStoreError:
+        first = int(ready.placed.ends[ready.batch - 1]) if ready.batch else 0
+        read = ready.placed.reads.view(READ).reshape(-1)[first + failure.index]
+        record = int(read["reserved"])
+        shard = int(ready.places.shard[record])
+        row = int(ready.ids[record - ready.first] - self.indexes.first_id[shard])
+        # Which buffer: the read whose offset this is.
+        mine = np.flatnonzero(ready.located.offset[record] == read["offset"])
+        names = [self.tree.nodes[ready.projection.wanted.reads[i].node].name for i in mine]
+        what = f"record {int(ready.ids[record - ready.first]):,} (row {row:,} of the shard), column {' or '.join(names)!r}"
+        name = self.indexes.shards.name("data", shard)
+        return explain(failure, self.store.uri, name, what, int(read["offset"]), int(read["size"]))
+
+    # -- columns that are read whole ---------------------------------------------------------------
+
+    def _whole_shards(self, column: int, ready: Ready) -> NDArray[np.bool_] | None:
+        """Which records of a batch lie in shards that hold the column whole; None if none does."""
+        if column in self.tree.whole:
+            return np.ones(ready.last - ready.first, bool)
+        layouts = self.indexes.layouts
+        if not any(column in layout.tree.whole for layout in layouts):
+            return None
+        shards = ready.places.shard[ready.first : ready.last]
+        headers = self.indexes.headers
+        whole = np.array([column in headers[int(s)].layout.tree.whole for s in shards], bool)
+        return whole if whole.any() else None
+
+    def _mixed(self, column: int, ready: Ready, whole: NDArray[np.bool_], gathered: Gathered) -> Column:
+        """A column of which some records at least come from chunks that are read whole."""
+        field = self.tree.schema.field(column)
+        type_ = delivered_type(field.type)
+        rows = slice(ready.first, ready.last)
+        shard, chunk, row = (a[rows] for a in (ready.places.shard, ready.places.chunk, ready.places.row))
+        pieces: list[pa.Array] = []
+        order: list[NDArray[np.int64]] = []
+        keys = np.stack([shard, chunk], axis=1)[whole]
+        distinct, which = np.unique(keys, axis=0, return_inverse=True)
+        where = np.flatnonzero(whole)
+        arrays = self._chunks(column, [(int(s), int(c)) for s, c in distinct])
+        for i, array in enumerate(arrays):
+            mine = where[which.reshape(-1) == i]
+            pieces.append(array.take(pa.array(row[mine])))
+            order.append(mine)
+        if not whole.all():
+            rest = np.flatnonzero(~whole)
+            spans = decode_column(column, gathered, {}).to_arrow()
+            pieces.append(spans.take(pa.array(rest)))
+            order.append(rest)
+        joined = pa.concat_arrays([p.cast(type_) if p.type != type_ else p for p in pieces]) if pieces else pa.array([], type_)
+        back = np.argsort(np.concatenate(order)) if order else np.empty(0, np.int64)
+        return Column(type_, len(joined), arrow=joined.take(pa.array(back)))
+
+    def _chunks(self, column: int, keys: Sequence[tuple[int, int]]) -> list[pa.Array]:
+        """Decoded columns of chunks, from the cache or read together."""
+        missing = [key for key in keys if (*key, column) not in self._whole]
+        parts = [self._part(column, shard, chunk) for shard, chunk in missing]
+        field = self.tree.schema.field(column)
+        extents = [
+            Extent(
+                self.indexes.shards.name("data", shard), int(self.indexes.data_bytes[shard]), part.offset, part.size,
+                f"column {field.name!r} of chunk {chunk}", part.crc if self.verify else None,
+            )  # fmt: skip
+            for (shard, chunk), part in zip(missing, parts, strict=True)
+        ]
+        fresh: dict[tuple[int, int], pa.Array] = {}
+        for key, part, data in zip(missing, parts, fetch(self.store, extents), strict=True):
+            dictionaries = [d[1:] for d in self._dictionaries_of(column, key[0]) if d[0] <= key[1]]
+            try:
+                fresh[key] = rebuild_column(field, part, data.tobytes(), self._in_force(dictionaries))
+            except CorruptData as cause:
+                name = self.indexes.shards.name("data", key[0])
+                raise CorruptData(f"{self.store.uri}: {name}: chunk {key[1]}: {cause}") from cause
+        found = [fresh[key] if key in fresh else self._whole[*key, column] for key in keys]
+        for key, array in fresh.items():
+            self._keep((*key, column), array)
+        return found
+
+    def _keep(self, key: tuple[int, int, int], array: pa.Array) -> None:
+        self._whole[key] = array
+        self._whole_bytes += array.nbytes
+        while self._whole_bytes > _WHOLE_CACHE_BYTES and self._whole:
+            _, dropped = self._whole.popitem(last=False)
+            self._whole_bytes -= dropped.nbytes
+
+    def _part(self, column: int, shard: int, chunk: int) -> Part:
+        table = self.indexes.table(shard)
+        return self._checked(table.part(column, chunk, int(self.indexes.data_bytes[shard])), shard)
+
+    def _checked(self, part: Part, shard: int) -> Part:
+        if part.size > _DECOMPRESSED_LIMIT:
+            raise UnsupportedFeature(
+                f"{self.store.uri}: {self.indexes.shards.name('data', shard)}: one column of a chunk takes "
+                f"{part.size:,} bytes and must be read whole; convert the data with smaller chunks"
+            )
+        return part
+
+    def _dictionaries_of(self, column: int, shard: int) -> list[tuple[int, int, bool, Part, bytes]]:
+        """(first chunk, place, is a delta, layout, bytes) of a column's dictionaries in a shard."""
+        key = (column, shard)
+        if key not in self._dictionaries:
+            whole = self.indexes.table(shard).whole
+            counts = [len(dictionary_fields(f.type)) for f in self.tree.schema]
+            before = sum(counts[:column])
+            ids = whole["ids"][before : before + counts[column]]
+            size = int(self.indexes.data_bytes[shard])
+            listed: list[dict[str, Any]] = [d for d in whole["dictionaries"] if d["id"] in ids]
+            parts = [self._checked(Part.parse(d, size), shard) for d in listed]
+            name = self.indexes.shards.name("data", shard)
+            extents = [
+                Extent(name, size, p.offset, p.size, "a dictionary", p.crc if self.verify else None) for p in parts
+            ]
+            self._dictionaries[key] = [
+                (int(d["before"]), ids.index(d["id"]), bool(d["delta"]), part, data.tobytes())
+                for d, part, data in zip(listed, parts, fetch(self.store, extents), strict=True)
+            ]
+        return self._dictionaries[key]
+
+    @staticmethod
+    def _in_force(
+        dictionaries: Sequence[tuple[int, bool, Part, bytes]],
+    ) -> list[tuple[int, bool, Part, bytes]]:
+        """Those not replaced by a later one: a stream may give a dictionary anew."""
+        kept: list[tuple[int, bool, Part, bytes]] = []
+        for entry in dictionaries:
+            if not entry[1]:
+                kept = [k for k in kept if k[0] != entry[0]]
+            kept.append(entry)
+        return kept

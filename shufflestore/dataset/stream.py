@@ -1,0 +1,93 @@
+"""Batches one after another, read ahead within a byte budget."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shufflestore.dataset.reading import Projection, Reading, Ready
+from shufflestore.format.decode import Column
+
+__all__ = ["PREFETCH_BYTES", "Plan", "Stream"]
+
+T = TypeVar("T")
+PREFETCH_BYTES: Final = 64 << 20
+"""Look-ahead: some tens of milliseconds of work for the core, small beside any training job's memory."""
+WINDOW_IDS: Final = 4096
+"""Ids resolved at once: enough to spread the cost of some thirty numpy calls."""
+
+Plan = Callable[[int], "tuple[NDArray[np.int64], NDArray[np.int64]] | None"]
+"""plan(batches) -> ids and ends of at most so many further batches, None at the end."""
+
+
+class Stream(Generic[T], Iterator[T]):
+    """An iterator over batches that keeps the store busy with those to come.
+
+    The first window is one batch, so that the first batch comes at once; windows then double.
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        projection: Projection,
+        plan: Plan,
+        finish: Callable[[NDArray[np.int64], dict[str, Column]], T],
+        prefetch_bytes: int,
+    ) -> None:
+        self._reading = reading
+        self._projection = projection
+        self._plan = plan
+        self._finish = finish
+        self._budget = prefetch_bytes
+        self._ahead: deque[Ready] = deque()
+        self.ahead_bytes = 0
+        """Bytes of batches that were submitted and not delivered."""
+        self._window = 1
+        self._ended = False
+
+    def __iter__(self) -> Stream[T]:
+        return self
+
+    def __next__(self) -> T:
+        if not self._ended and (not self._ahead or self.ahead_bytes < self._budget):
+            self._look_ahead()
+        if not self._ahead:
+            raise StopIteration
+        ready = self._ahead.popleft()
+        self.ahead_bytes -= ready.byte_count
+        try:
+            return self._finish(ready.ids, self._reading.deliver(ready))
+        except BaseException:
+            self.close()
+            raise
+
+    def _look_ahead(self) -> None:
+        """Submit windows until the budget is used; at least one batch, however large."""
+        while not self._ended and (not self._ahead or self.ahead_bytes < self._budget):
+            planned = self._plan(self._window)
+            if planned is None:
+                self._ended = True
+                return
+            ids, ends = planned
+            batches = self._reading.submit(ids, ends, self._projection)
+            self._ahead.extend(batches)
+            size = sum(ready.byte_count for ready in batches)
+            self.ahead_bytes += size
+            # Twice as much next time, while that stays a small part of the budget.
+            if len(ids) * 2 <= WINDOW_IDS and size * 8 <= self._budget:
+                self._window *= 2
+            elif size * 2 > self._budget and self._window > 1:
+                self._window //= 2
+            if len(self._ahead) <= self._window and len(batches) == 1:
+                return  # the first batch: deliver it before looking further
+
+    def close(self) -> None:
+        """Cancel what was submitted. Idempotent."""
+        self._ended = True
+        while self._ahead:
+            self._ahead.popleft().pending.cancel()
+        self.ahead_bytes = 0

@@ -1,0 +1,1 @@
+"""Orders meet data: the loader that a training script sees."""
