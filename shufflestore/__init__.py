@@ -35,7 +35,6 @@ _HOMES = {
     "Jagged": "collate.layouts",
     "Padded": "collate.layouts",
     "Writer": "convert.writer",
-    "convert": "convert.run",
     "gc": "dataset.gc",
     "index": "dataset.inplace",
     "open": "dataset.opening",
@@ -63,10 +62,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "convert":  # the package can be called
+        return importlib.import_module("shufflestore.convert")
     if name in _HOMES:
-        # Fetched anew each time: a sub-package of the same name (`convert`) replaces what is kept here
-        # when it is first imported, and the name must mean the function all the same.
-        return getattr(importlib.import_module(f"shufflestore.{_HOMES[name]}"), name)
+        found = getattr(importlib.import_module(f"shufflestore.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module 'shufflestore' has no attribute {name!r}")
 
 

@@ -48,7 +48,7 @@ std::uint32_t chain(Bytes data, Words offsets, Words sizes, std::uint32_t seed) 
 
 void bind_crc32c(nb::module_& m) {
   m.def("crc32c", &crc, "data"_a, "seed"_a = 0,
-        nb::sig("def crc32c(data: collections.abc.Buffer, seed: int = 0) -> int"),
+        nb::sig("def crc32c(data: typing_extensions.Buffer, seed: int = 0) -> int"),
         "Return the CRC32C of the bytes of any contiguous buffer; `seed` is the CRC of what came before.");
   m.def("crc32c_spans", &spans, "data"_a.noconvert(), "offsets"_a.noconvert(), "sizes"_a.noconvert(),
         "out"_a.noconvert(), "Fill out[i] with the CRC32C of data[offsets[i]:][:sizes[i]].");

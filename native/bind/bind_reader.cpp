@@ -22,7 +22,8 @@ using namespace nb::literals;
 using Rows = nb::ndarray<const std::uint64_t, nb::shape<-1, 5>, nb::c_contig, nb::device::cpu>;
 using FailureTuple = std::tuple<std::uint64_t, std::string_view, int, std::uint64_t, std::uint64_t>;
 
-std::vector<Reader::Batch> submit(Reader& reader, Rows reads, Words ends, Matrix<std::uint64_t> output_sizes) {
+std::vector<Reader::Batch> submit(Reader& reader, Rows reads, Words ends,
+                                  Matrix<std::uint64_t> output_sizes) {
   if (output_sizes.shape(0) != ends.shape(0)) {
     throw std::invalid_argument("output_sizes has " + std::to_string(output_sizes.shape(0)) +
                                 " rows, but there are " + std::to_string(ends.shape(0)) + " batches");
@@ -40,7 +41,8 @@ bool wait(Pending& pending, double timeout_seconds) {
   if (std::isnan(timeout_seconds)) throw std::invalid_argument("timeout_seconds is NaN");
   if (pending.is_done()) return true;
   const double limit = std::clamp(timeout_seconds, 0.0, kForever);
-  const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(limit));
+  const auto end =
+      Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(limit));
   for (;;) {
     const std::chrono::nanoseconds left = end - Clock::now();
     {
@@ -88,11 +90,9 @@ void bind_pending(nb::module_& m) {
       .def("wait", &wait, "timeout_seconds"_a,
            "Return True once every read has ended, False when the time is over. Hears signals.")
       .def("is_done", &Pending::is_done, "Whether every read has ended; never waits.")
-      .def("failure", &failure,
-           nb::sig("def failure(self) -> tuple[int, str, int, int, int] | None"),
+      .def("failure", &failure, nb::sig("def failure(self) -> tuple[int, str, int, int, int] | None"),
            "Return (index, kind, errno, expected, found) of the first failed read, once done; None if good.")
-      .def("take", &take,
-           nb::sig("def take(self) -> list[numpy.typing.NDArray[numpy.uint8]]"),
+      .def("take", &take, nb::sig("def take(self) -> list[numpy.typing.NDArray[numpy.uint8]]"),
            "Return the outputs of a good batch, once; the caller owns them.")
       .def("cancel", &Pending::cancel, nb::call_guard<nb::gil_scoped_release>(),
            "Start no further read of this batch; it then ends as failed, kind \"closed\".");
@@ -105,8 +105,7 @@ void bind_reader(nb::module_& m) {
   nb::class_<Reader>(m, "Reader", "Gathers ranges of files with one engine and its own threads.")
       .def(nb::init<std::string_view, std::size_t, std::size_t>(), "engine"_a, "threads"_a,
            "max_open_files"_a = 0)
-      .def("add", &Reader::add, "path"_a, "size"_a,
-           "Register a file and return its number. Opens nothing.")
+      .def("add", &Reader::add, "path"_a, "size"_a, "Register a file and return its number. Opens nothing.")
       .def("submit", &submit, "reads"_a.noconvert(), "ends"_a.noconvert(), "output_sizes"_a.noconvert(),
            "Queue batches of reads, each five words as storage.base.READ has them; return one Pending each.")
       .def("close", &Reader::close, nb::call_guard<nb::gil_scoped_release>(),

@@ -37,7 +37,9 @@ SizeClass size_class(std::uint64_t bytes) noexcept {
   return {.index = (shift - 4) * 4 + steps - 5, .bytes = steps << shift};
 }
 
-std::size_t class_bytes(std::size_t index) noexcept { return (index % 4 + 5) << (index / 4 + 4); }
+std::size_t class_bytes(std::size_t index) noexcept {
+  return (index % 4 + 5) << (index / 4 + 4);
+}
 
 // Guarded by process_lock(); has no destructor, as blocks may come back while the process ends.
 struct Cache {

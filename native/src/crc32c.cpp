@@ -47,21 +47,21 @@ namespace {
 
 constexpr std::array kKernels = {
 #if defined(__x86_64__)
-    Crc32cKernel{"fold512", [] () noexcept { return cpu().vpclmul512; }, crc32c_kernel::fold512_hash,
+    Crc32cKernel{"fold512", []() noexcept { return cpu().vpclmul512; }, crc32c_kernel::fold512_hash,
                  crc32c_kernel::fold512_copy},
-    Crc32cKernel{"fold256", [] () noexcept { return cpu().vpclmul256; }, crc32c_kernel::fold256_hash,
+    Crc32cKernel{"fold256", []() noexcept { return cpu().vpclmul256; }, crc32c_kernel::fold256_hash,
                  crc32c_kernel::fold256_copy},
-    Crc32cKernel{"fold128", [] () noexcept { return cpu().pclmul; }, crc32c_kernel::fold128_hash,
+    Crc32cKernel{"fold128", []() noexcept { return cpu().pclmul; }, crc32c_kernel::fold128_hash,
                  crc32c_kernel::fold128_copy},
-    Crc32cKernel{"sse42", [] () noexcept { return cpu().sse42; }, crc32c_kernel::sse42_hash,
+    Crc32cKernel{"sse42", []() noexcept { return cpu().sse42; }, crc32c_kernel::sse42_hash,
                  crc32c_kernel::sse42_copy},
 #endif
-    Crc32cKernel{"portable", [] () noexcept { return true; }, crc32c_kernel::portable_hash,
+    Crc32cKernel{"portable", []() noexcept { return true; }, crc32c_kernel::portable_hash,
                  crc32c_kernel::portable_copy},
 };
 
 const Crc32cKernel& chosen() noexcept {
-  static const Crc32cKernel& kernel = [] () -> const Crc32cKernel& {
+  static const Crc32cKernel& kernel = []() -> const Crc32cKernel& {
     for (const Crc32cKernel& candidate : kKernels) {
       if (candidate.available()) return candidate;
     }
@@ -80,6 +80,8 @@ std::uint32_t copy_crc32c(void* to, const void* from, std::size_t size, std::uin
   return ~chosen().copy(static_cast<std::uint8_t*>(to), static_cast<const std::uint8_t*>(from), size, ~seed);
 }
 
-std::span<const Crc32cKernel> crc32c_kernels() noexcept { return kKernels; }
+std::span<const Crc32cKernel> crc32c_kernels() noexcept {
+  return kKernels;
+}
 
 }  // namespace shufflestore

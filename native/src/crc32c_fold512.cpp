@@ -49,11 +49,14 @@ TARGET_512 inline __m512i take_tail(std::uint8_t* to, const std::uint8_t* from, 
   asm volatile("" : "+v"(tail));
   if constexpr (Copy) _mm512_mask_storeu_epi8(to, present, tail);
   alignas(64) static constexpr auto kCount = [] {
-    struct { std::uint8_t byte[64]; } count{};
+    struct {
+      std::uint8_t byte[64];
+    } count{};
     for (std::uint8_t i = 0; i < 64; ++i) count.byte[i] = i;
     return count;
   }();
-  const __m512i moved = _mm512_add_epi8(_mm512_load_si512(&kCount), _mm512_set1_epi8(static_cast<char>(size)));
+  const __m512i moved =
+      _mm512_add_epi8(_mm512_load_si512(&kCount), _mm512_set1_epi8(static_cast<char>(size)));
   // Bytes [size, 64 + size) of block and tail together, and the first `size` bytes, moved to the end.
   const __m512i back = _mm512_permutex2var_epi8(block, moved, tail);
   const __m512i front = _mm512_maskz_permutexvar_epi8(~(~std::uint64_t{0} >> size), moved, block);

@@ -7,9 +7,9 @@
 
 namespace shufflestore::crc32c_kernel {
 
-#define SHUFFLESTORE_CRC32C_KERNEL(name)                                                                 \
-  std::uint32_t name##_hash(const std::uint8_t* from, std::size_t size, std::uint32_t state) noexcept;   \
-  std::uint32_t name##_copy(std::uint8_t* to, const std::uint8_t* from, std::size_t size,                \
+#define SHUFFLESTORE_CRC32C_KERNEL(name)                                                               \
+  std::uint32_t name##_hash(const std::uint8_t* from, std::size_t size, std::uint32_t state) noexcept; \
+  std::uint32_t name##_copy(std::uint8_t* to, const std::uint8_t* from, std::size_t size,              \
                             std::uint32_t state) noexcept
 
 SHUFFLESTORE_CRC32C_KERNEL(portable);  // eight tables, eight bytes a step

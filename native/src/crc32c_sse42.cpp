@@ -19,9 +19,9 @@ inline std::uint64_t shift(const crc32c_math::ShiftTables& tables, std::uint64_t
 }
 
 template <bool Copy, std::size_t Length>
-__attribute__((target("sse4.2"))) std::uint64_t three_streams(std::uint8_t* to, const std::uint8_t* from,
-                                                              std::uint64_t a,
-                                                              const crc32c_math::ShiftTables& tables) noexcept {
+__attribute__((target("sse4.2"))) std::uint64_t three_streams(
+    std::uint8_t* to, const std::uint8_t* from, std::uint64_t a,
+    const crc32c_math::ShiftTables& tables) noexcept {
   const std::uint8_t* from_b = from + Length;
   const std::uint8_t* from_c = from_b + Length;
   std::uint8_t* to_b = Copy ? to + Length : nullptr;

@@ -32,7 +32,9 @@ Fd open_retrying(const std::string& path) {
   }
 }
 
-bool is_out_of_room(int error) noexcept { return error == EMFILE || error == ENFILE || error == ENOMEM; }
+bool is_out_of_room(int error) noexcept {
+  return error == EMFILE || error == ENFILE || error == ENOMEM;
+}
 
 }  // namespace
 
@@ -67,7 +69,9 @@ FileEntry& FileList::operator[](std::size_t number) const noexcept {
 FileTable::FileTable(Access access, std::size_t max_open, std::size_t workers)
     : access_(access), max_open_(max_open != 0 ? max_open : default_max_open()), epochs_(workers) {}
 
-FileTable::~FileTable() { close_all(); }
+FileTable::~FileTable() {
+  close_all();
+}
 
 void FileTable::close_all() noexcept {
   const std::scoped_lock lock(mutex_);
@@ -143,8 +147,7 @@ void FileTable::evict(std::size_t keep) {
     retired_.reserve(retired_.size() + count);
     for (std::size_t i = 0; i < count; ++i) {
       std::unique_ptr<OpenFile> file(files_[open_[i]].open.exchange(nullptr));
-      retired_.push_back(
-          {.file = std::move(file), .number = open_[i], .moment = epochs_.retire()});
+      retired_.push_back({.file = std::move(file), .number = open_[i], .moment = epochs_.retire()});
     }
     open_.erase(open_.begin(), open_.begin() + static_cast<std::ptrdiff_t>(count));
     open_count_.store(open_.size(), std::memory_order_relaxed);

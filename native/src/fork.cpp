@@ -27,7 +27,9 @@ const bool kRegistered = [] {
 
 }  // namespace
 
-std::uint64_t process_generation() noexcept { return g_generation.load(std::memory_order_relaxed); }
+std::uint64_t process_generation() noexcept {
+  return g_generation.load(std::memory_order_relaxed);
+}
 
 std::mutex& process_lock() noexcept {
   static std::mutex& lock = make_lock();

@@ -39,7 +39,9 @@ bool Pending::is_inherited() const noexcept {
   return generation_ != process_generation() && !is_done_.load(std::memory_order_acquire);
 }
 
-bool Pending::is_done() const noexcept { return is_done_.load(std::memory_order_acquire) || is_inherited(); }
+bool Pending::is_done() const noexcept {
+  return is_done_.load(std::memory_order_acquire) || is_inherited();
+}
 
 bool Pending::wait(std::chrono::nanoseconds limit) {
   // A child never locks what a parent's thread may have held: there it is over, as "closed".

@@ -58,7 +58,9 @@ Reader::Reader(std::string_view engine, std::size_t threads, std::size_t max_ope
       max_open_files_(max_open_files),
       state_(make_state()) {}
 
-Reader::~Reader() { close(); }
+Reader::~Reader() {
+  close();
+}
 
 std::shared_ptr<ReaderState> Reader::make_state() const {
   auto made = make_forgettable<ReaderState>(engine_, max_open_files_, threads_);
@@ -88,7 +90,9 @@ std::shared_ptr<ReaderState> Reader::state() const {
   return fresh;
 }
 
-std::uint32_t Reader::add(std::string path, std::uint64_t size) { return state()->files.add(std::move(path), size); }
+std::uint32_t Reader::add(std::string path, std::uint64_t size) {
+  return state()->files.add(std::move(path), size);
+}
 
 // A lone batch should keep all threads busy; many small claims cost more than they bring.
 std::size_t Reader::grain(std::span<const Read> reads) const noexcept {
@@ -98,8 +102,8 @@ std::size_t Reader::grain(std::span<const Read> reads) const noexcept {
   const std::uint64_t average = bytes / reads.size() + 1;
   const std::uint64_t by_bytes = engine_.cut.about_bytes / average;
   const std::uint64_t by_threads = reads.size() / (4 * threads_);
-  return std::clamp<std::uint64_t>(std::min(by_bytes, by_threads), std::min<std::size_t>(4, engine_.cut.most_reads),
-                                   engine_.cut.most_reads);
+  return std::clamp<std::uint64_t>(std::min(by_bytes, by_threads),
+                                   std::min<std::size_t>(4, engine_.cut.most_reads), engine_.cut.most_reads);
 }
 
 std::vector<Reader::Batch> Reader::submit(std::span<const Read> reads, std::span<const std::uint64_t> ends,
@@ -138,8 +142,11 @@ void Reader::close() noexcept {
     current = state_;
   }
   current->is_closed = true;
-  // The threads of a parent are not ours to end.
-  if (current->generation == process_generation()) current->close();
+  if (current->generation == process_generation()) {
+    current->close();
+  } else {
+    current->files.release_inherited();  // the threads of a parent are not ours to end
+  }
 }
 
 Snapshot Reader::counters() const {

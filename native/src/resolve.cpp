@@ -94,9 +94,10 @@ bool range(const std::int64_t* read, const Page& page, const LocateTables& table
 void check(const LocateTables& t) {
   const auto head = t.geometry[0], entry = t.geometry[1];
   const auto fail = [](const char* what) { throw std::invalid_argument(what); };
+  const auto beyond = [](std::int64_t at, std::int64_t last) { return at >= 0 && at > last; };  // -1: not there
   if (head < 24 || entry < 1 || t.geometry[2] < head) fail("locate: geometry of a page makes no sense");
   for (std::size_t i = 0; i < t.levels.size(); i += 4)
-    if (t.levels[i] > entry - 4 || t.levels[i + 1] > head - 8) fail("locate: a level stands outside its entry");
+    if (beyond(t.levels[i], entry - 4) || beyond(t.levels[i + 1], head - 8)) fail("locate: a level stands outside its entry");
   const auto level_count = static_cast<std::int64_t>(t.levels.size() / 4);
   const auto null_count = static_cast<std::int64_t>(t.nulls.size());
   const auto names_nulls = [&](const std::int64_t* at) {
@@ -108,7 +109,7 @@ void check(const LocateTables& t) {
     if (t.reads[i] >= level_count || !names_nulls(t.reads.data() + i + 6))
       fail("locate: a read names a level or null bits that do not exist");
   for (std::size_t i = 0; i < t.reads.size(); i += 8)
-    if (t.reads[i + 4] > head - 8 || t.reads[i + 5] > entry - 4) fail("locate: a read stands outside its entry");
+    if (beyond(t.reads[i + 4], head - 8) || beyond(t.reads[i + 5], entry - 4)) fail("locate: a read stands outside its entry");
   for (std::size_t i = 0; i < t.copies.size(); i += 3)
     if (t.copies[i] < 0 || t.copies[i] + t.copies[i + 2] > entry || t.copies[i + 1] < 0 ||
         t.copies[i + 1] + t.copies[i + 2] > t.geometry[3])

@@ -24,8 +24,8 @@ void crc32c_spans(std::span<const std::uint8_t> data, Offsets offsets, Offsets s
                   std::span<std::uint32_t> out) {
   check_spans(data.size(), offsets, sizes);
   if (out.size() != offsets.size()) {
-    throw std::invalid_argument("out has room for " + std::to_string(out.size()) + " checksums, but there are " +
-                                std::to_string(offsets.size()) + " spans");
+    throw std::invalid_argument("out has room for " + std::to_string(out.size()) +
+                                " checksums, but there are " + std::to_string(offsets.size()) + " spans");
   }
   for (std::size_t i = 0; i < offsets.size(); ++i) out[i] = crc32c(data.data() + offsets[i], sizes[i]);
 }

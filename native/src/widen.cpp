@@ -10,8 +10,10 @@
 namespace shufflestore {
 namespace {
 
-using Narrow = std::tuple<std::uint8_t, std::int8_t, std::uint16_t, std::int16_t, std::uint32_t, std::int32_t>;
-using Wide = std::tuple<std::uint16_t, std::int16_t, std::uint32_t, std::int32_t, std::uint64_t, std::int64_t>;
+using Narrow =
+    std::tuple<std::uint8_t, std::int8_t, std::uint16_t, std::int16_t, std::uint32_t, std::int32_t>;
+using Wide =
+    std::tuple<std::uint16_t, std::int16_t, std::uint32_t, std::int32_t, std::uint64_t, std::int64_t>;
 
 // Slots need no alignment, and the compiler still vectorises.
 template <typename T>
@@ -20,7 +22,8 @@ struct Unaligned {
 };
 
 template <typename Source, typename Target>
-[[gnu::always_inline]] inline void loop(std::uint8_t* to, const std::uint8_t* from, std::size_t count) noexcept {
+[[gnu::always_inline]] inline void loop(std::uint8_t* to, const std::uint8_t* from,
+                                        std::size_t count) noexcept {
   using Out = typename Unaligned<Target>::type;
   using In = const typename Unaligned<Source>::type;
   Out* __restrict__ out = reinterpret_cast<Out*>(to);

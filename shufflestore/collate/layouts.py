@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
@@ -114,6 +115,10 @@ class Padded(Generic[A]):
 
 def map_arrays(value: Any, change: Callable[[Any], Any]) -> Any:
     """Return a value with `change` applied to every array in it; strings and other leaves stay."""
+    if isinstance(value, np.ndarray):
+        return change(value)
+    if isinstance(value, Jagged):
+        return Jagged(map_arrays(value.values, change), change(value.offsets))
     if isinstance(value, dict):
         return {key: map_arrays(inner, change) for key, inner in value.items()}
     if isinstance(value, list):
@@ -177,6 +182,7 @@ def to_numpy(name: str, column: Column, layout: Layout = "jagged", nulls: Nulls 
     return _filled(name, column, nulls)
 
 
+@lru_cache(maxsize=256)
 def _is_numeric(type_: pa.DataType) -> bool:
     """Whether numpy has numbers for a type, at the bottom of any lists and structs."""
     if pt.is_list(type_) or pt.is_large_list(type_) or pt.is_fixed_size_list(type_):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -93,6 +94,7 @@ def _narrowed(offsets: NDArray[np.int64], type_: pa.DataType) -> NDArray[np.int3
     return offsets.astype(np.int32)
 
 
+@lru_cache(maxsize=256)
 def numpy_type(type_: pa.DataType) -> np.dtype[Any] | None:
     """Return the numpy type of a fixed-width Arrow type, None for those that numpy has no numbers for."""
     if pt.is_boolean(type_):
@@ -118,7 +120,7 @@ def decode_column(column: int, batch: Gathered, wide: dict[int, str]) -> Column:
         CorruptData: Inner offsets disagree with the row index; where the CRC of the offsets was
             right, the writer was wrong.
     """
-    return _Decoder(batch, wide).top(batch.wanted.tree.top(column))
+    return _Decoder(batch, wide).top(batch.wanted.tops[column])
 
 
 class _Decoder:
@@ -135,7 +137,7 @@ class _Decoder:
         valid = self.validity(node, per_record, total)
         wanted, type_ = self.batch.wanted, node.type
         if node.opens != ROW:
-            inner = self.batch.located.counts[self.rows, wanted.levels.index(node.opens)]
+            inner = self.batch.located.counts[self.rows, wanted.level_of[node.opens]]
             offsets = self.offsets(node, inner, per_record, total)
             if not node.children:
                 return Column(type_, total, valid, offsets, self.region(node.data + 1))
@@ -158,7 +160,7 @@ class _Decoder:
     def region(self, buffer: int) -> NDArray[np.uint8]:
         """All bytes of a buffer, record after record."""
         wanted = self.batch.wanted
-        place = wanted.region(buffer)
+        place = wanted.read_of[buffer]
         start, size = self.batch.placed.regions[self.batch.batch, place]
         output = wanted.outputs[wanted.tree.nodes[wanted.tree.buffers[buffer].node].column]
         return self.batch.outputs[output][start : start + size]
@@ -171,6 +173,12 @@ class _Decoder:
     def validity(self, node: Node, per_record: NDArray[np.int64], total: int) -> NDArray[np.bool_] | None:
         if node.validity < 0:
             return None
+        wanted, located = self.batch.wanted, self.batch.located
+        if self.at_row_depth(node):
+            if located.all_set[wanted.bit_of[node.validity]]:
+                return None
+        elif located.all_valid[wanted.read_of[node.validity]]:
+            return None
         valid = self.bit_values(node, node.validity, per_record, total)
         return None if valid.all() else valid
 
@@ -179,8 +187,8 @@ class _Decoder:
     ) -> NDArray[np.bool_]:
         wanted, located = self.batch.wanted, self.batch.located
         if self.at_row_depth(node):
-            return located.bits[self.rows, wanted.bits.index(buffer)].astype(bool)
-        place = wanted.region(buffer)
+            return located.bits[self.rows, wanted.bit_of[buffer]].astype(bool)
+        place = wanted.read_of[buffer]
         shift = located.shift[self.rows, place]
         sizes = np.where(shift == ALL_VALID, 0, located.slot[self.rows, place]).astype(np.int64)
         data = self.region(buffer)
@@ -233,8 +241,7 @@ class _Decoder:
         if node.data in wanted.copied:
             place, width = wanted.copied[node.data]
             raw = np.ascontiguousarray(self.batch.located.fixed[self.rows, place : place + width])
-            if self.batch.located.bits.shape[1]:
-                self.blank(node, raw)
+            self.blank(node, raw)
         else:
             raw, width = self.region(node.data), buffer.width
         if node.data in self.wide and node.data not in wanted.copied:
@@ -247,11 +254,13 @@ class _Decoder:
         """Put zeros under nulls, here or above: what Arrow keeps there is nobody's business."""
         wanted = self.batch.wanted
         for above in wanted.tree.ancestors(node.number):
-            if above.validity in wanted.bits:
-                valid = self.batch.located.bits[self.rows, wanted.bits.index(above.validity)]
+            bit = wanted.bit_of.get(above.validity)
+            if bit is not None and not self.batch.located.all_set[bit]:
+                valid = self.batch.located.bits[self.rows, bit]
                 raw[valid == 0] = 0
 
 
 def _before(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many stand before each: the exclusive running sum."""
-    return np.cumsum(counts) - counts
+    made: NDArray[np.int64] = np.cumsum(counts) - counts
+    return made

@@ -41,9 +41,9 @@ FEATURES: Final[frozenset[str]] = frozenset()
 """Features of the row index that this reader knows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
-    """Where in an entry and a page each thing stands, for one set of buffers."""
+    """Where in an entry and a page each thing stands, for one set of buffers. Compared by identity."""
 
     tree: Tree
     present: tuple[bool, ...]

@@ -103,7 +103,7 @@ def _unextended(type_: pa.DataType) -> pa.DataType:
 
 
 def decoded(array: pa.Array) -> pa.Array:
-    """Return an array with its dictionaries and runs replaced by the values they stand for."""
+    """Return an array with its dictionaries and runs replaced by the values they stand for, views by plain types."""
     target = delivered_type(array.type)
     return array if target == array.type else _cast(array, target)
 
@@ -129,6 +129,10 @@ def delivered_type(type_: pa.DataType) -> pa.DataType:
     type_ = storage_type(type_)
     if pt.is_dictionary(type_) or pt.is_run_end_encoded(type_):
         return delivered_type(type_.value_type)
+    if pt.is_string_view(type_) or pt.is_binary_view(type_):
+        return pa.large_string() if pt.is_string_view(type_) else pa.large_binary()
+    if pt.is_list_view(type_) or pt.is_large_list_view(type_):
+        return pa.large_list(type_.value_field.with_type(delivered_type(type_.value_type)))
     if pt.is_struct(type_):
         return pa.struct([f.with_type(delivered_type(f.type)) for f in children_of(type_)])
     if pt.is_large_list(type_):

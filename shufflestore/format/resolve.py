@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -18,15 +18,12 @@ from numpy.typing import NDArray
 from shufflestore import _native
 from shufflestore.errors import CorruptData
 from shufflestore.format.layout import PAGE_HEAD, Layout, layout_of
-from shufflestore.format.schema import ROW, Buffer, Role, Tree
+from shufflestore.format.schema import ROW, Buffer, Node, Tree
 
 __all__ = ["ALL_VALID", "Located", "Placed", "Program", "Wanted", "lay_out", "locate", "program_for", "wanted_for"]
 
 ALL_VALID: Final = 255
 """Shift of a bit range that the shard does not have: every bit is one, and nothing is read."""
-REGION_ALIGN: Final = 64
-"""Regions of an output begin at multiples of this, as Arrow likes its buffers."""
-_ENDLESS: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +47,25 @@ class Wanted:
     lay: NDArray[np.int64]
     """(reads, 3) output, op and bytes delivered for each byte read."""
 
-    def region(self, buffer: int) -> int:
-        """Return the place of a buffer among the reads."""
-        return next(i for i, read in enumerate(self.reads) if read.number == buffer)
+    @cached_property
+    def read_of(self) -> dict[int, int]:
+        """Buffer -> its place among the reads."""
+        return {buffer.number: i for i, buffer in enumerate(self.reads)}
+
+    @cached_property
+    def bit_of(self) -> dict[int, int]:
+        """Buffer -> its place among the bits."""
+        return {buffer: i for i, buffer in enumerate(self.bits)}
+
+    @cached_property
+    def level_of(self) -> dict[int, int]:
+        """Level -> its place among the levels."""
+        return {level: i for i, level in enumerate(self.levels)}
+
+    @cached_property
+    def tops(self) -> dict[int, Node]:
+        """Column -> its top node."""
+        return {column: self.tree.top(column) for column in self.columns}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +106,18 @@ class Located:
     """(n, bits) 0 or 1."""
     fixed: NDArray[np.uint8]
     """(n, fixed bytes) copied values."""
+
+    @cached_property
+    def all_valid(self) -> list[bool]:
+        """For each read, whether no record has it: a validity buffer that the shards lack."""
+        found: list[bool] = (self.shift == ALL_VALID).all(axis=0).tolist()
+        return found
+
+    @cached_property
+    def all_set(self) -> list[bool]:
+        """For each bit, whether every record has it set."""
+        found: list[bool] = self.bits.all(axis=0).tolist()
+        return found
 
     @classmethod
     def empty(cls, count: int, wanted: Wanted) -> Located:

@@ -37,7 +37,7 @@ READ: Final = np.dtype(
         ("output", "<u2"),  # which of the batch's outputs
         ("op", "u1"),  # COPY, ZERO or one of WIDEN
         ("flags", "u1"),
-        ("reserved", "<u4"),  # zero
+        ("reserved", "<u4"),  # the submitter's own note; stores do not look at it
     ]
 )
 """One read: 40 bytes, five 64-bit words, little endian, no padding."""

@@ -91,7 +91,8 @@ class FileTable {
   class Pin {
    public:
     // Throws IoError, std::bad_alloc.
-    Pin(FileTable& table, std::uint32_t number) : hold_(table.files_[number].pins), file_(table.acquire(number)) {}
+    Pin(FileTable& table, std::uint32_t number)
+        : hold_(table.files_[number].pins), file_(table.acquire(number)) {}
     const OpenFile& file() const noexcept { return file_; }
 
    private:

@@ -1,0 +1,277 @@
+"""Files through the native engines: the store for local disks and mounted network file systems."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shufflestore.errors import EngineUnavailable, OptionError
+from shufflestore.storage.base import READ, UNKNOWN_SIZE, Pending, ReadFailure
+from shufflestore.storage.posix import Folder
+
+if TYPE_CHECKING:
+    from shufflestore import _native
+
+__all__ = ["ENGINES", "LocalPending", "LocalStore"]
+
+ENGINES: Final = ("auto", "mmap", "pread", "null")
+"""What `engine=` may be. "null" reads nothing: it measures everything else."""
+PREAD_THREADS: Final = 32
+"""Blocking reads in flight: what keeps an NVMe disk or a network file system busy."""
+_log = logging.getLogger("shufflestore")
+
+
+class LocalPending:
+    """One submitted batch; see `storage.base.Pending`."""
+
+    __slots__ = ("_batch", "_reader")
+
+    def __init__(self, batch: _native.Pending, reader: _native.Reader) -> None:
+        """Wrap the native batch, and keep alive the reader whose threads fill it."""
+        self._batch = batch
+        self._reader = reader
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Return True once every read has ended, False when the time is over."""
+        return self._batch.wait(timeout_seconds)
+
+    def is_done(self) -> bool:
+        """Whether every read has ended."""
+        return self._batch.is_done()
+
+    def failure(self) -> ReadFailure | None:
+        """Return what went wrong, once done. Raises ValueError before."""
+        found = self._batch.failure()
+        return None if found is None else ReadFailure(*found)
+
+    def take(self) -> list[NDArray[np.uint8]]:
+        """Return the outputs, once. Raises ValueError if the batch is not done, failed, or was taken."""
+        return self._batch.take()
+
+    def cancel(self) -> None:
+        """Start no further read."""
+        self._batch.cancel()
+
+
+class LocalStore(Folder):
+    """A folder whose files are read by native threads.
+
+    Safe to use from several threads, after a fork (the child gets threads of its own, and the
+    same file numbers) and after pickling (the copy starts with no files registered).
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        engine: str = "auto",
+        threads: int | None = None,
+        *,
+        roots: Mapping[str, str] | None = None,
+        max_open_files: int = 0,
+    ) -> None:
+        """Open a folder as a store; no thread starts and no file is opened before the first read.
+
+        Args:
+            root: A folder.
+            engine: One of ENGINES. "auto" takes "mmap" while the registered files are smaller than
+                half of the available memory, else "pread"; in a forked child always "pread".
+            threads: None for the processors this process may use ("mmap") or PREAD_THREADS.
+            roots: Folders that names beginning with "@key/" lie under.
+            max_open_files: Files kept open at a time; 0 for the smaller of 4,096 and the limit - 64.
+
+        Raises:
+            OptionError: There is no such engine.
+            EngineUnavailable: The engine cannot run here.
+        """
+        super().__init__(root, roots)
+        if engine not in ENGINES:
+            raise OptionError(f"engine is {engine!r}; allowed are {', '.join(ENGINES)}")
+        self._wanted = engine
+        self._threads = threads
+        self._max_open_files = max_open_files
+        self._home = os.getpid()
+        self._numbers: dict[str, int] = {}
+        self._files: list[tuple[str, int]] = []
+        self._data_bytes = 0
+        self._is_closed = False
+        self._forget()
+        if engine != "auto":
+            self._readers.append(self._make_reader(engine, "asked for by name"))
+
+    @property
+    def engine(self) -> str:
+        """The engine at work, the one that would be chosen now if none is yet."""
+        return self._readers[-1].engine if self._is_current() and self._readers else self._choose()[0]
+
+    @property
+    def engine_reason(self) -> str:
+        """Why it is that one, with the figures."""
+        return self._reason or self._choose()[1]
+
+    def handle(self, name: str, size: int) -> int:
+        """Register a file and return its number."""
+        number = self._numbers.get(name)
+        if number is not None:
+            return number
+        path = self.path(name)
+        with self._lock_here():
+            number = self._numbers.get(name)
+            if number is None:
+                self._files.append((path, size))
+                self._data_bytes += 0 if size == UNKNOWN_SIZE else size
+                for reader in self._readers:
+                    reader.add(path, size)
+                number = self._numbers[name] = len(self._files) - 1
+        return number
+
+    def submit(
+        self, reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64]
+    ) -> Sequence[Pending]:
+        """Queue the reads of several batches. Raises ValueError for a bad descriptor."""
+        if reads.dtype != READ or reads.ndim != 1:
+            raise ValueError(f"reads is {reads.dtype}{reads.shape}, not (n,) of storage.base.READ")
+        words = np.ascontiguousarray(reads).view(np.uint64).reshape(len(reads), 5)
+        reader = self._reader()
+        try:
+            batches = reader.submit(
+                words,
+                np.ascontiguousarray(ends, dtype=np.uint64),
+                np.ascontiguousarray(output_sizes, dtype=np.uint64),
+            )
+        except ValueError as cause:
+            raise ValueError(f"{self.uri}: {cause}") from cause
+        return [LocalPending(batch, reader) for batch in batches]
+
+    def counters(self) -> dict[str, int]:
+        """Return what was read so far, by this process: reads, bytes_read, bytes_delivered, batches and more."""
+        total: dict[str, int] = {}
+        for reader in self._readers if self._is_current() else ():
+            for name, value in reader.counters().items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    def close(self) -> None:
+        """End all reads and release all files. Idempotent."""
+        self._is_closed = True
+        with self._lock_here():
+            for reader in self._readers:
+                reader.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross processes as a place and a choice, without files or reads."""
+        return _reopen, (self.root, self._wanted, self._threads, self.roots, self._max_open_files, self.uri)
+
+    def _is_current(self) -> bool:
+        return self._pid == os.getpid()
+
+    def _forget(self) -> None:
+        """Start afresh in this process. A parent's lock may be held by a thread that is not here."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._readers: list[_native.Reader] = []
+        self._reason = ""
+        self._chosen_for = 0
+
+    def _lock_here(self) -> threading.Lock:
+        if not self._is_current():
+            self._forget()
+        return self._lock
+
+    def _reader(self) -> _native.Reader:
+        """The reader for the next batch, made now if there is none or if the data has outgrown it."""
+        with self._lock_here():
+            if self._is_closed:
+                raise ValueError(f"{self.uri}: the store is closed")
+            if self._readers and not self._has_outgrown():
+                return self._readers[-1]
+            engine, reason = self._choose()
+            self._chosen_for = self._data_bytes
+            if not self._readers or self._readers[-1].engine != engine:
+                self._readers.append(self._make_reader(engine, reason))
+            return self._readers[-1]
+
+    def _has_outgrown(self) -> bool:
+        """Whether as much data again was registered since the choice; then it is made once more."""
+        return self._wanted == "auto" and self._readers[-1].engine == "mmap" and self._data_bytes > 2 * self._chosen_for
+
+    def _choose(self) -> tuple[str, str]:
+        if self._wanted != "auto":
+            return self._wanted, "asked for by name"
+        if os.getpid() != self._home:
+            return "pread", "this is a forked child, which should not share its parent's maps"
+        available = _available_memory()
+        figures = f"{self._data_bytes:,} bytes of files, {available:,} bytes of memory available"
+        if self._data_bytes < available // 2:
+            return "mmap", f"the data fits in half of the memory: {figures}"
+        return "pread", f"the data does not fit in half of the memory: {figures}"
+
+    def _make_reader(self, engine: str, reason: str) -> _native.Reader:
+        """Make a reader that knows every registered file by its number."""
+        try:
+            from shufflestore import _native
+        except ImportError as cause:
+            raise EngineUnavailable(
+                f"{self.uri}: engine {engine!r} needs the native core, which is not there ({cause}); "
+                "install shufflestore from a wheel, or read through storage.posix.PosixStore"
+            ) from cause
+        threads = self._threads
+        if threads is None:
+            threads = PREAD_THREADS if engine == "pread" else len(os.sched_getaffinity(0))
+        try:
+            reader = _native.Reader(engine, threads, self._max_open_files)
+        except OSError as cause:
+            raise EngineUnavailable(f"{self.uri}: engine {engine!r} cannot run here: {cause}") from cause
+        for path, size in self._files:
+            reader.add(path, size)
+        self._reason, self._chosen_for = reason, self._data_bytes
+        _log.info("%s: engine %s, %d threads: %s", self.uri, engine, threads, reason)
+        return reader
+
+
+def _reopen(
+    root: str, engine: str, threads: int | None, roots: dict[str, str], max_open_files: int, uri: str
+) -> LocalStore:
+    store = LocalStore(root, engine, threads, roots=roots, max_open_files=max_open_files)
+    store.uri = uri
+    return store
+
+
+def _available_memory() -> int:
+    """Bytes that this process may fill, page cache included: the machine's, or less in a container."""
+    fields = dict(line.split(":", 1) for line in _text("/proc/meminfo").splitlines() if ":" in line)
+    machine = int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
+    return min([machine, *_cgroup_rooms()])
+
+
+def _cgroup_rooms() -> list[int]:
+    """What each memory group around this process leaves free; a group's page cache counts as free."""
+    rooms = []
+    for line in _text("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit, used = f"/sys/fs/cgroup{path}", "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base, limit, used = f"/sys/fs/cgroup/memory{path}", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        most, now = _text(f"{base}/{limit}").strip(), _text(f"{base}/{used}").strip()
+        if most.isdigit() and now.isdigit():
+            stat = dict(entry.split() for entry in _text(f"{base}/memory.stat").splitlines())
+            cache = int(stat.get("file", stat.get("total_cache", "0")))
+            rooms.append(max(int(most) - int(now) + cache, 0))
+    return rooms
+
+
+def _text(path: str) -> str:
+    """Return a small file of the system's, empty where it is not there."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,398 @@
+"""The Store contract in plain Python over a folder: the twin that the native engines must agree with.
+
+Believable at sight rather than fast, and the last resort where the native core is not built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shufflestore.errors import NotFound, OptionError, ShardTruncated, StorageError
+from shufflestore.storage import commit
+from shufflestore.storage.base import COPY, HAS_CRC, READ, WIDEN, ZERO, Pending, ReadFailure
+
+__all__ = ["Folder", "PosixPending", "PosixStore"]
+
+_WIDENED: Final = {op: pair for pair, op in WIDEN.items()}
+_LARGEST_OFFSET: Final = 2**63 - 1
+_FOREIGN_MARK: Final = "@"
+
+
+def _python_crc32c() -> Callable[[bytes | memoryview], int]:
+    """Return CRC32C as a table and a loop, for machines without the native core."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = (table >> 1) ^ np.where(table & 1, np.uint32(0x82F63B78), np.uint32(0))
+    steps = table.tolist()
+
+    def crc32c(data: bytes | memoryview) -> int:
+        state = 0xFFFFFFFF
+        for byte in data:
+            state = (state >> 8) ^ steps[(state ^ byte) & 0xFF]
+        return state ^ 0xFFFFFFFF
+
+    return crc32c
+
+
+try:
+    from shufflestore._native import crc32c as _crc32c
+except ImportError:
+    _crc32c = _python_crc32c()
+
+
+class Folder:
+    """Names, small files and listings under one root: what every store on a file system shares.
+
+    A name is relative and uses "/". A name that begins with "@key/" lies under roots[key]: data
+    indexed in place stays where it is while its index is in a cache folder.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], roots: Mapping[str, str] | None = None) -> None:
+        """Remember where it is; nothing is opened, and the folder need not exist yet.
+
+        Args:
+            root: A folder.
+            roots: Other folders that names may refer to, by key.
+        """
+        self.root = os.fspath(root)
+        self.roots = dict(roots or {})
+        self.uri = self.root
+
+    def path(self, name: str) -> str:
+        """Return where a name lies. Raises OptionError for a name that could leave its root."""
+        root, relative = self.root, name
+        if name.startswith(_FOREIGN_MARK):
+            key, _, relative = name[1:].partition("/")
+            if key not in self.roots:
+                raise OptionError(
+                    f"{self.uri}: {name!r} refers to the root {key!r}, but there are {sorted(self.roots)}; pass roots="
+                )
+            root = self.roots[key]
+        parts = relative.split("/")
+        if "\0" in name or any(part in ("", ".", "..") for part in parts):
+            raise OptionError(
+                f"{self.uri}: {name!r} is not a name of a file here; a name is relative, with no empty part, "
+                "no '.' and no '..'"
+            )
+        return f"{root}/{relative}"
+
+    def size(self, name: str) -> int:
+        """Return the length of a file in bytes. Raises NotFound."""
+        path = self.path(name)
+        try:
+            return Path(path).stat().st_size
+        except OSError as cause:
+            raise self._explained(name, cause) from cause
+
+    def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
+        """Return one range, whole file by default. Raises NotFound, ShardTruncated."""
+        path = self.path(name)
+        if offset < 0 or (size is not None and size < 0):
+            raise OptionError(f"{self.uri}: {name}: offset {offset} and size {size} must not be negative")
+        try:
+            with Path(path).open("rb", buffering=0) as file:
+                length = os.fstat(file.fileno()).st_size
+                stop = length if size is None else offset + size
+                if offset > length or stop > length:
+                    raise ShardTruncated(
+                        f"{self.uri}: {name}: bytes [{offset:,}, {stop:,}) are wanted but the file ends at "
+                        f"{length:,}; the copy was probably cut short: run `shufflestore verify`"
+                    )
+                data = _pread_fully(file.fileno(), stop - offset, offset)
+        except StorageError:
+            raise
+        except OSError as cause:
+            raise self._explained(name, cause) from cause
+        if len(data) < stop - offset:
+            raise ShardTruncated(f"{self.uri}: {name}: cut to {offset + len(data):,} bytes while being read")
+        return data
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Publish a small file durably; False, and nothing changed, if the name is taken."""
+        path = Path(self.path(name))
+        _make_folder(path.parent)
+        return commit.publish(path, data)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yield the names that begin with `prefix`, sorted, temporary files left out."""
+        above = prefix.rpartition("/")[0]
+        start = self.path(above) if above and above not in self._marks() else self._mark_root(above)
+        lead = f"{above}/" if above else ""
+        found = []
+        for folder, inner, files in os.walk(start):
+            inner[:] = [name for name in inner if not name.startswith(commit.TEMPORARY)]
+            relative = os.path.relpath(folder, start)
+            here = lead if relative == "." else f"{lead}{relative}/"
+            found += [here + name for name in files if not name.startswith(commit.TEMPORARY)]
+        yield from sorted(name for name in found if name.startswith(prefix))
+
+    def delete(self, name: str) -> None:
+        """Remove a file; a missing one is no error."""
+        commit.remove(Path(self.path(name)))
+
+    def _marks(self) -> set[str]:
+        return {_FOREIGN_MARK + key for key in self.roots}
+
+    def _mark_root(self, mark: str) -> str:
+        return self.roots[mark[1:]] if mark else self.root
+
+    def _explained(self, name: str, cause: OSError) -> StorageError:
+        what = f"{self.uri}: {name}: {cause.strerror} (errno {cause.errno})"
+        if isinstance(cause, (FileNotFoundError, NotADirectoryError)):
+            return NotFound(f"{what}; is {self.path(name)} the right place?")
+        return StorageError(what)
+
+
+class PosixStore(Folder):
+    """Reads by `os.pread` in the thread that waits for them; nothing happens before somebody waits."""
+
+    def __init__(self, root: str | os.PathLike[str], *, roots: Mapping[str, str] | None = None) -> None:
+        """Open a folder as a store.
+
+        Args:
+            root: A folder.
+            roots: Folders that names beginning with "@key/" lie under.
+        """
+        super().__init__(root, roots)
+        self._numbers: dict[str, int] = {}
+        self._paths: list[str] = []
+        self._pendings: list[PosixPending] = []
+        self._is_closed = False
+
+    def handle(self, name: str, size: int) -> int:
+        """Register a file and return its number."""
+        number = self._numbers.get(name)
+        if number is None:
+            path = self.path(name)
+            number = self._numbers[name] = len(self._paths)
+            self._paths.append(path)
+        return number
+
+    def submit(
+        self, reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64]
+    ) -> Sequence[Pending]:
+        """Queue the reads of several batches. Raises ValueError for a bad descriptor."""
+        if self._is_closed:
+            raise ValueError(f"{self.uri}: the store is closed")
+        reads = reads.copy()
+        _validate(reads, ends, output_sizes, len(self._paths))
+        begins = [0, *ends.tolist()[:-1]]
+        made = [
+            PosixPending(self._paths, reads[begin:end], sizes)
+            for begin, end, sizes in zip(begins, ends.tolist(), output_sizes.tolist(), strict=True)
+        ]
+        self._pendings = [pending for pending in self._pendings if not pending.is_done()] + made
+        return made
+
+    def close(self) -> None:
+        """Cancel what nobody has waited for. Idempotent."""
+        self._is_closed = True
+        for pending in self._pendings:
+            pending.cancel()
+        self._pendings = []
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross processes as a place, without files or reads."""
+        return _reopen, (type(self), self.root, self.roots, self.uri)
+
+
+def _reopen(kind: type[PosixStore], root: str, roots: dict[str, str], uri: str) -> PosixStore:
+    store = kind(root, roots=roots)
+    store.uri = uri
+    return store
+
+
+class PosixPending:
+    """One batch, read by whoever waits for it."""
+
+    def __init__(self, paths: Sequence[str], reads: NDArray[np.void], output_sizes: Sequence[int]) -> None:
+        """Keep what is to be read."""
+        self._paths = paths
+        self._reads = reads
+        self._sizes = output_sizes
+        self._outputs: list[NDArray[np.uint8]] | None = None
+        self._failure: ReadFailure | None = None
+        self._next = 0
+        self._is_done = False
+        self._is_cancelled = False
+        self._lock = threading.Lock()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Read until all is read or the time is over, at least one read."""
+        end = time.monotonic() + timeout_seconds
+        if not self._lock.acquire(timeout=min(max(timeout_seconds, 0.0), threading.TIMEOUT_MAX)):
+            return self._is_done
+        with contextlib.closing(_Unlock(self._lock)):
+            while not self._is_done:
+                self._step()
+                if time.monotonic() >= end:
+                    break
+        return self._is_done
+
+    def is_done(self) -> bool:
+        """Whether every read has ended."""
+        return self._is_done
+
+    def failure(self) -> ReadFailure | None:
+        """Return what went wrong, once done. Raises ValueError before."""
+        if not self._is_done:
+            raise ValueError("the batch is not done yet")
+        return self._failure
+
+    def take(self) -> list[NDArray[np.uint8]]:
+        """Return the outputs, once. Raises ValueError if the batch is not done, failed, or was taken."""
+        if self.failure() is not None:
+            raise ValueError("the batch failed: it has no outputs")
+        if self._outputs is None:
+            raise ValueError("the outputs were taken before")
+        outputs, self._outputs = self._outputs, None
+        return outputs
+
+    def cancel(self) -> None:
+        """Start no further read."""
+        self._is_cancelled = True
+        if self._lock.acquire(blocking=False):
+            with contextlib.closing(_Unlock(self._lock)):
+                if not self._is_done:
+                    self._step()
+
+    def _step(self) -> None:
+        """Do the next read, or find out that there is none. The lock is held."""
+        if self._is_cancelled and self._next < len(self._reads):
+            self._failure = ReadFailure(self._next, "closed", 0, 0, 0)
+            self._next = len(self._reads)
+        elif self._outputs is None:
+            self._allocate()
+        elif self._next < len(self._reads):
+            failure = self._read(self._next, self._outputs)
+            self._failure = self._failure or failure
+            self._next += 1
+        if self._next == len(self._reads) and (self._outputs is not None or self._failure is not None):
+            self._is_done = True
+        if self._is_done and self._failure is not None:
+            self._outputs = None
+
+    def _allocate(self) -> None:
+        try:
+            self._outputs = [np.empty(size, np.uint8) for size in self._sizes]
+        except (MemoryError, ValueError):  # numpy's word for a size beyond the address space is ValueError
+            self._failure = ReadFailure(0, "memory", 0, max(self._sizes), 0)
+            self._next = len(self._reads)
+
+    def _read(self, index: int, outputs: Sequence[NDArray[np.uint8]]) -> ReadFailure | None:
+        read = self._reads[index]
+        op, size, offset = int(read["op"]), int(read["size"]), int(read["offset"])
+        slot = outputs[int(read["output"])][int(read["slot"]) :]
+        if op == ZERO:
+            slot[:size] = 0
+            return None
+        try:
+            data = _read_range(self._paths[int(read["file"])], size, offset) if size else b""
+        except MemoryError:
+            return ReadFailure(index, "memory", 0, size, 0)
+        except OSError as cause:
+            return ReadFailure(index, "errno", cause.errno or 0, 0, 0)
+        if len(data) < size:
+            return ReadFailure(index, "short", 0, size, len(data))
+        if int(read["flags"]) & HAS_CRC and (found := _crc32c(data)) != int(read["crc"]):
+            return ReadFailure(index, "checksum", 0, int(read["crc"]), found)
+        came = np.frombuffer(data, np.uint8)
+        if op != COPY:
+            source, target = _WIDENED[op]
+            came = came.view(f"<{source}").astype(f"<{target}").view(np.uint8)
+        slot[: len(came)] = came
+        return None
+
+
+class _Unlock:
+    """Lets go of a lock that was taken with a time limit."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.close = lock.release
+
+
+def _read_range(path: str, size: int, offset: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _pread_fully(fd, size, offset)
+    finally:
+        os.close(fd)
+
+
+def _pread_fully(fd: int, size: int, offset: int) -> bytes:
+    """Return `size` bytes, fewer only where the file ends."""
+    first = os.pread(fd, size, offset)
+    if len(first) == size or not first:
+        return first
+    parts = [first]
+    missing = size - len(first)
+    while missing and (part := os.pread(fd, missing, offset + size - missing)):
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each durable in the one that holds it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as cause:
+        raise StorageError(f"{folder}: cannot make the folder: {cause.strerror} (errno {cause.errno})") from cause
+    commit.sync_folder(folder.parent)
+
+
+def _validate(
+    reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64], file_count: int
+) -> None:
+    """Raise ValueError for the first thing that is wrong with a submission."""
+    if reads.dtype != READ or reads.ndim != 1 or ends.ndim != 1 or output_sizes.ndim != 2:
+        raise ValueError(f"reads {reads.dtype}{reads.shape}, ends {ends.shape}, output_sizes {output_sizes.shape}")
+    if len(output_sizes) != len(ends):
+        raise ValueError(f"output_sizes has {len(output_sizes)} rows, but there are {len(ends)} batches")
+    bounds = [0, *ends.tolist()]
+    if bounds != sorted(bounds) or bounds[-1] != len(reads):
+        raise ValueError(f"ends must rise and end at the {len(reads)} reads, not {ends.tolist()[:10]}")
+    for batch, sizes in enumerate(output_sizes.tolist()):
+        for index in range(bounds[batch], bounds[batch + 1]):
+            read = dict(zip(cast("tuple[str, ...]", READ.names), reads[index].item(), strict=True))
+            if why := _wrong(read, sizes, file_count):
+                raise ValueError(f"read {index} (batch {batch}): {why}")
+
+
+def _wrong(read: dict[str, int], sizes: Sequence[int], file_count: int) -> str | None:
+    """Say what is wrong with one descriptor, None where nothing is."""
+    op, size, ratio = read["op"], read["size"], 1
+    if read["flags"] & ~HAS_CRC:
+        return f"flags {read['flags']} have bits that mean nothing"
+    if read["output"] >= len(sizes):
+        return f"output {read['output']} is not one of the {len(sizes)} of a batch"
+    if op not in (COPY, ZERO):
+        if op not in _WIDENED:
+            return f"op {op} is unknown"
+        source, target = (int(kind[1]) for kind in _WIDENED[op])
+        if size % source:
+            return f"size {size} is no multiple of the {source} bytes of an integer that op {op} widens"
+        ratio = target // source
+    if op != ZERO:
+        if read["file"] >= file_count:
+            return f"file {read['file']} is not one of the {file_count} that are registered"
+        if read["offset"] + size > _LARGEST_OFFSET:
+            return f"file bytes [{read['offset']}, {read['offset']} + {size}) pass the largest offset, 2^63 - 1"
+    if read["slot"] + size * ratio > sizes[read["output"]]:
+        return (
+            f"slot [{read['slot']}, {read['slot']} + {size * ratio}) reaches outside output {read['output']} of "
+            f"{sizes[read['output']]} bytes"
+        )
+    return None
