@@ -130,6 +130,7 @@ std::unique_ptr<OpenFile> FileTable::open_file(const FileEntry& entry) const {
   void* const at = sys().mmap(nullptr, open->size, PROT_READ, MAP_SHARED, fd.get(), 0);
   if (at == MAP_FAILED) throw IoError(errno, entry.path, "cannot map");
   open->map = Mapping(at, open->size);
+  open->regions = Regions(open->size);
   sys().madvise(at, open->size, MADV_RANDOM);
   return open;
 }

@@ -13,6 +13,8 @@ namespace {
 // The static TLS model: the handler must not be the one to allocate a thread's block.
 [[gnu::tls_model("initial-exec")]] thread_local Guard* volatile t_guard = nullptr;
 [[gnu::tls_model("initial-exec")]] thread_local volatile bool t_chaining = false;
+[[gnu::tls_model("initial-exec")]] thread_local void* volatile t_last = nullptr;  // fault that was handed on
+[[gnu::tls_model("initial-exec")]] thread_local volatile int t_repeats = 0;
 
 struct sigaction g_previous {};  // written under process_lock() before our handler is in place
 
@@ -24,22 +26,40 @@ void die_by_default(int signal, const siginfo_t* info) noexcept {
   if (info->si_code <= 0) raise(signal);
 }
 
+// Whether handing the signal on goes round in circles: that handler brought back the one before it, which
+// is ours again, and then raised the signal once more (faulthandler does) or returned to the fault.
+bool goes_round(const siginfo_t* info) noexcept {
+  constexpr int kTooMany = 1000;
+  const bool is_raised = info->si_code <= 0;
+  if (is_raised && t_chaining) return true;
+  void* const at = is_raised ? nullptr : info->si_addr;
+  t_repeats = at == t_last ? t_repeats + 1 : 0;
+  t_last = at;
+  return t_repeats > kTooMany;
+}
+
 void chain(int signal, siginfo_t* info, void* machine) noexcept {
   const bool has_handler = (g_previous.sa_flags & SA_SIGINFO) != 0 ||
                            (g_previous.sa_handler != SIG_DFL && g_previous.sa_handler != SIG_IGN);
-  // Back here while chaining: that handler (faulthandler does so) brought back the one before it, which
-  // is ours again, and raised the signal once more. Going round would never end.
-  if (!has_handler || t_chaining) {
+  if (!has_handler || goes_round(info)) {
     die_by_default(signal, info);
     return;
   }
-  t_chaining = true;
+  t_chaining = true;  // stays so if that handler jumps away; then only a raised signal is judged by it
   if ((g_previous.sa_flags & SA_SIGINFO) != 0) {
     g_previous.sa_sigaction(signal, info, machine);
   } else {
     g_previous.sa_handler(signal);
   }
   t_chaining = false;
+}
+
+// NODEFER keeps the signal open, unless somebody wraps sigaction: ThreadSanitizer blocks all in a handler.
+void unblock() noexcept {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGBUS);
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
 }
 
 }  // namespace
@@ -80,6 +100,7 @@ bool Guard::run(void (*copy)(void* context, Guard& guard), void* context) noexce
   // The mask is not saved (that is a system call): see NODEFER above.
   if (sigsetjmp(back_, 0) != 0) {
     t_guard = nullptr;
+    unblock();
     return false;
   }
   t_guard = this;

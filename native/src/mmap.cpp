@@ -113,6 +113,7 @@ bool resolve(FileTable::Visit& visit, Pending& batch, std::size_t index, Item& i
       batch.fail(short_read(index, read, file.size));
       return false;
     }
+    file.regions.touch(file.map.data(), file.map.size(), read.offset, read.size);
     item = {.from = file.map.data() + read.offset,
             .to = to,
             .size = read.size,
@@ -142,15 +143,22 @@ void fail_fault(Worker& worker, Pending& batch, const Item& item) noexcept {
   }
 }
 
+// The length of a file after the sweep, asked for once however many reads it served.
+struct Length {
+  const OpenFile* file = nullptr;
+  std::uint64_t bytes = 0;
+};
+
 // A file cut within its last page reads as zeros up to the end of that page, and faults beyond. So a read
 // that suffered ends in a zero byte; without a checksum, that is when the length is asked for.
-void judge(Worker& worker, Pending& batch, const Item& item) noexcept {
+void judge(Worker& worker, Pending& batch, const Item& item, Length& length) noexcept {
   if (item.has_crc) {
     check_crc(worker, batch, item.index, item.crc);
   } else if (item.last_byte == 0) {
     const Read& read = batch.read(item.index);
-    const std::uint64_t length = worker.files.length_now(read.file, *item.file);
-    if (length < read.offset + read.size) batch.fail(short_read(item.index, read, length));
+    if (length.file != item.file)
+      length = {.file = item.file, .bytes = worker.files.length_now(read.file, *item.file)};
+    if (length.bytes < read.offset + read.size) batch.fail(short_read(item.index, read, length.bytes));
   }
 }
 
@@ -170,8 +178,9 @@ void execute(EngineState& state, Worker& worker, Pending& batch, Pending::Range 
     faulted.size = 0;  // judged
     work.next = work.next + 1;
   }
+  Length length;
   for (std::size_t i = 0; i < work.count; ++i) {
-    if (work.items[i].size > 0) judge(worker, batch, work.items[i]);
+    if (work.items[i].size > 0) judge(worker, batch, work.items[i], length);
   }
 }
 

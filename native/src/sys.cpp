@@ -25,6 +25,7 @@ const Sys kReal = {
     .mmap = ::mmap,
     .munmap = ::munmap,
     .madvise = ::madvise,
+    .mincore = ::mincore,
     .allocate = allocate,
     .release = ::free,
     .sigaction = [](int signal, const struct sigaction* action,

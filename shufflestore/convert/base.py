@@ -23,7 +23,7 @@ __all__ = ["KINDS", "Piece", "Source", "SourceOptions", "SourceSpec", "detect", 
 KINDS: Final[Mapping[str, str]] = {
     "arrow": "shufflestore.convert.sources.arrow:ArrowSource",
     "huggingface": "shufflestore.convert.sources.huggingface:HuggingFaceSource",
-    "iterable": "shufflestore.convert.sources.iterable:IterableSource",
+    "iterable": "shufflestore.convert.sources.iterable.source:IterableSource",
     "jsonl": "shufflestore.convert.sources.jsonl:JsonlSource",
     "parquet": "shufflestore.convert.sources.parquet:ParquetSource",
     "tokens": "shufflestore.convert.sources.tokens:TokensSource",
@@ -398,5 +398,3 @@ def _kind_of_value(source: Any) -> str:
         f"a {name} is no source; give a path, a folder, a glob, a datasets.Dataset or DatasetDict, or an iterable of "
         f"dicts (kinds: {', '.join(KINDS)}; force one with kind=)"
     )
-
-

@@ -33,6 +33,7 @@ class Projection:
     """The columns that are delivered and how wide their integers are."""
 
     columns: tuple[int, ...]
+    names: tuple[str, ...]
     wanted: Wanted
     wide: dict[int, str]
 
@@ -50,10 +51,11 @@ class Projection:
             width = tree.buffers[buffer].width
             source = f"{'i' if pa.types.is_signed_integer(tree.nodes[tree.buffers[buffer].node].type) else 'u'}{width}"
             rules.append((buffer, WIDEN[source, code], int(code[1]) // width))
-        return cls(columns, wanted_for(tree, columns, tuple(rules)), wide)
+        names = tuple(tree.schema.field(column).name for column in columns)
+        return cls(columns, names, wanted_for(tree, columns, tuple(rules)), wide)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen: made for every batch
 class Ready:
     """One batch whose reads were submitted."""
 
@@ -103,7 +105,7 @@ class Reading:
             empty = np.empty(0, np.int64)
             places, located, files = Places(empty, empty, empty), Located.empty(0, wanted), np.empty(0, np.uint32)
         # One index run makes all shards of a snapshot, with checksums or without.
-        verify = self.verify and all(layout.checksums for layout in self.indexes.layouts)
+        verify = self.verify and self.indexes.has_checksums
         placed = lay_out(located, files, ends, wanted, verify)
         pendings = self.store.submit(placed.reads.view(READ).reshape(-1), placed.ends, placed.output_sizes)
         firsts = [0, *ends[:-1].tolist()]
@@ -127,14 +129,13 @@ class Reading:
         gathered = Gathered(
             projection.wanted, ready.located, ready.placed, ready.batch, ready.first, ready.last, ready.pending.take()
         )
-        schema = self.tree.schema
         made: dict[str, Column] = {}
-        for column in projection.columns:
-            whole = self._whole_shards(column, ready)
+        for column, name in zip(projection.columns, projection.names, strict=True):
+            whole = self._whole_shards(column, ready) if column in self.indexes.whole_columns else None
             if whole is None:
-                made[schema.field(column).name] = decode_column(column, gathered, projection.wide)
+                made[name] = decode_column(column, gathered, projection.wide)
             else:
-                made[schema.field(column).name] = self._mixed(column, ready, whole, gathered)
+                made[name] = self._mixed(column, ready, whole, gathered)
         return made
 
     # -- errors ------------------------------------------------------------------------------------
@@ -158,9 +159,6 @@ class Reading:
         """Which records of a batch lie in shards that hold the column whole; None if none does."""
         if column in self.tree.whole:
             return np.ones(ready.last - ready.first, bool)
-        layouts = self.indexes.layouts
-        if not any(column in layout.tree.whole for layout in layouts):
-            return None
         shards = ready.places.shard[ready.first : ready.last]
         headers = self.indexes.headers
         whole = np.array([column in headers[int(s)].layout.tree.whole for s in shards], bool)
@@ -207,7 +205,8 @@ class Reading:
         for key, part, data in zip(missing, parts, fetch(self.store, extents), strict=True):
             dictionaries = [d[1:] for d in self._dictionaries_of(column, key[0]) if d[0] <= key[1]]
             try:
-                fresh[key] = rebuild_column(field, part, data.tobytes(), self._in_force(dictionaries))
+                rows = self.indexes.table(key[0]).rows(key[1])
+                fresh[key] = rebuild_column(field, rows, part, data.tobytes(), self._in_force(dictionaries))
             except CorruptData as cause:
                 name = self.indexes.shards.name("data", key[0])
                 raise CorruptData(f"{self.store.uri}: {name}: chunk {key[1]}: {cause}") from cause

@@ -95,10 +95,18 @@ class RowIndexes:
         self.headers: dict[int, IndexHeader] = {}
         self.tables: dict[int, ChunkTable] = {}
         self.layouts: list[Layout] = []
+        self.whole_columns: set[int] = set(tree.whole)
+        """Columns that some shard met so far holds whole."""
+        self.has_checksums = True
+        """Whether every shard met so far was indexed with checksums."""
         count = len(shards)
         self._layout_of = np.full(count, -1, np.int64)
+        self._unmet = count
+        """Shards whose header is not here yet."""
         # Zeros until a header is there: untouched, they cost no memory.
         self._chunk_rows = np.zeros(count, np.int64)
+        self._is_regular = True
+        """Whether chunks are of one size within every shard met so far."""
         self._chunk_pages = np.zeros(count, np.int64)
         self._page_rows = np.zeros(count, np.int64)
         self._files = np.zeros(count, np.uint32)
@@ -119,13 +127,13 @@ class RowIndexes:
         else:
             shard = np.searchsorted(self.first_id, ids, side="right") - 1
             row = ids - self.first_id[shard]
-        if (self._layout_of[shard] < 0).any():
+        if self._unmet and (self._layout_of[shard] < 0).any():
             self.pages.load(np.unique(shard[self._layout_of[shard] < 0]))
         per = self._chunk_rows[shard]
-        regular = per > 0
-        if regular.all():
+        if self._is_regular:
             chunk = row // per
             return Places(shard, chunk, row - chunk * per)
+        regular = per > 0
         chunk = np.zeros(len(ids), np.int64)
         within = np.zeros(len(ids), np.int64)
         chunk[regular] = row[regular] // per[regular]
@@ -143,18 +151,18 @@ class RowIndexes:
         per = self._page_rows[shard]
         in_chunk = places.row // per
         page = places.chunk * self._chunk_pages[shard] + in_chunk
-        for number in np.unique(shard[self._chunk_rows[shard] == 0]):
-            mine = shard == number
-            page[mine] = self.table(int(number)).first_page[places.chunk[mine]] + in_chunk[mine]
+        if not self._is_regular:
+            for number in np.unique(shard[self._chunk_rows[shard] == 0]):
+                mine = shard == number
+                page[mine] = self.table(int(number)).first_page[places.chunk[mine]] + in_chunk[mine]
         slots = places.row - in_chunk * per
         arena, at = self.pages.addresses(shard, page)
         out = Located.empty(len(shard), wanted)
-        layouts = self._layout_of[shard]
-        first = int(layouts[0])
-        if len(self.layouts) == 1 or (layouts == first).all():
+        if len(self.layouts) == 1:
             rows = np.arange(len(shard))
-            locate(arena, at, slots, rows, program_for(self.layouts[first], wanted), out)
+            locate(arena, at, slots, rows, program_for(self.layouts[0], wanted), out)
         else:
+            layouts = self._layout_of[shard]
             for number in np.unique(layouts):
                 rows = np.flatnonzero(layouts == number)
                 locate(arena, at[rows], slots[rows], rows, program_for(self.layouts[number], wanted), out)
@@ -174,12 +182,16 @@ class RowIndexes:
             raise CorruptData(f"{self.store.uri}: {name}: the row index and the manifest disagree on counts or lengths")
         if header.layout not in self.layouts:
             self.layouts.append(header.layout)
+            self.whole_columns |= header.layout.tree.whole
+            self.has_checksums &= header.layout.checksums
         self.headers[shard] = header
         self._chunk_rows[shard] = header.chunk_rows
+        self._is_regular &= bool(header.chunk_rows)
         self._chunk_pages[shard] = header.pages_per_chunk if header.chunk_rows else 0
         self._page_rows[shard] = header.layout.rows_per_page
         self._files[shard] = self.store.handle(self.shards.name("data", shard), int(self.data_bytes[shard]))
         self._layout_of[shard] = self.layouts.index(header.layout)
+        self._unmet -= 1
         return header
 
     def table(self, shard: int) -> ChunkTable:

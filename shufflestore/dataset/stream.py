@@ -47,6 +47,7 @@ class Stream(Generic[T], Iterator[T]):
         self.ahead_bytes = 0
         """Bytes of batches that were submitted and not delivered."""
         self._window = 1
+        self._began = False
         self._ended = False
 
     def __iter__(self) -> Stream[T]:
@@ -82,8 +83,9 @@ class Stream(Generic[T], Iterator[T]):
                 self._window *= 2
             elif size * 2 > self._budget and self._window > 1:
                 self._window //= 2
-            if len(self._ahead) <= self._window and len(batches) == 1:
-                return  # the first batch: deliver it before looking further
+            if not self._began:
+                self._began = True
+                return  # the first batch is wanted before anything is done for those behind it
 
     def close(self) -> None:
         """Cancel what was submitted. Idempotent."""

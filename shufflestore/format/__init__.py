@@ -1,0 +1,1 @@
+"""What the bytes mean: schema, row index, manifest, decoding; no I/O."""

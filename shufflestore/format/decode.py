@@ -20,7 +20,7 @@ __all__ = ["Column", "Gathered", "decode_column", "numpy_type"]
 _INT32_LIMIT: Final = 2**31 - 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: made for every batch, and a frozen one costs as much again
 class Gathered:
     """One batch of a window: what was asked for, and the bytes that came."""
 
@@ -39,7 +39,7 @@ class Gathered:
         return self.last - self.first
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen: several are made for every batch
 class Column:
     """One column of a batch, or what lies inside it, laid out as Arrow lays it out.
 
@@ -130,12 +130,18 @@ class _Decoder:
         self.rows = slice(batch.first, batch.last)
 
     def top(self, node: Node) -> Column:
-        return self.node(node, np.ones(self.batch.length, np.int64), self.batch.length)
+        return self.node(node, None, self.batch.last - self.batch.first)
 
-    def node(self, node: Node, per_record: NDArray[np.int64], total: int) -> Column:
-        """Decode a node whose entries number `per_record` for each record, `total` in all."""
-        valid = self.validity(node, per_record, total)
+    def node(self, node: Node, per_record: NDArray[np.int64] | None, total: int) -> Column:
+        """Decode a node.
+
+        Args:
+            node: At any depth.
+            per_record: (records,) entries of each record; None for one each.
+            total: Entries in all.
+        """
         wanted, type_ = self.batch.wanted, node.type
+        valid = None if node.validity < 0 else self.validity(node, per_record, total)
         if node.opens != ROW:
             inner = self.batch.located.counts[self.rows, wanted.level_of[node.opens]]
             offsets = self.offsets(node, inner, per_record, total)
@@ -145,7 +151,8 @@ class _Decoder:
             return Column(type_, total, valid, offsets, None, (child,))
         if pt.is_fixed_size_list(type_):
             size = type_.list_size
-            child = self.node(self.tree_node(node.children[0]), per_record * size, total * size)
+            entries = np.full(total, size) if per_record is None else per_record * size
+            child = self.node(self.tree_node(node.children[0]), entries, total * size)
             return Column(type_, total, valid, None, None, (child,))
         if pt.is_struct(type_):
             inner_columns = tuple(self.node(self.tree_node(i), per_record, total) for i in node.children)
@@ -161,32 +168,26 @@ class _Decoder:
         """All bytes of a buffer, record after record."""
         wanted = self.batch.wanted
         place = wanted.read_of[buffer]
-        start, size = self.batch.placed.regions[self.batch.batch, place]
-        output = wanted.outputs[wanted.tree.nodes[wanted.tree.buffers[buffer].node].column]
-        return self.batch.outputs[output][start : start + size]
-
-    def at_row_depth(self, node: Node) -> bool:
-        return node.level == ROW and node.factor == 1
+        start, size = self.batch.placed.places[self.batch.batch][place]
+        return self.batch.outputs[wanted.output_of[place]][start : start + size]
 
     # -- validity and bits -------------------------------------------------------------------------
 
-    def validity(self, node: Node, per_record: NDArray[np.int64], total: int) -> NDArray[np.bool_] | None:
-        if node.validity < 0:
-            return None
+    def validity(self, node: Node, per_record: NDArray[np.int64] | None, total: int) -> NDArray[np.bool_] | None:
         wanted, located = self.batch.wanted, self.batch.located
-        if self.at_row_depth(node):
+        if per_record is None:
             if located.all_set[wanted.bit_of[node.validity]]:
                 return None
         elif located.all_valid[wanted.read_of[node.validity]]:
             return None
-        valid = self.bit_values(node, node.validity, per_record, total)
+        valid = self.bit_values(node.validity, per_record, total)
         return None if valid.all() else valid
 
     def bit_values(
-        self, node: Node, buffer: int, per_record: NDArray[np.int64], total: int
+        self, buffer: int, per_record: NDArray[np.int64] | None, total: int
     ) -> NDArray[np.bool_]:
         wanted, located = self.batch.wanted, self.batch.located
-        if self.at_row_depth(node):
+        if per_record is None:
             return located.bits[self.rows, wanted.bit_of[buffer]].astype(bool)
         place = wanted.read_of[buffer]
         shift = located.shift[self.rows, place]
@@ -205,11 +206,12 @@ class _Decoder:
     # -- offsets -----------------------------------------------------------------------------------
 
     def offsets(
-        self, node: Node, inner: NDArray[np.int64], per_record: NDArray[np.int64], total: int
+        self, node: Node, inner: NDArray[np.int64], per_record: NDArray[np.int64] | None, total: int
     ) -> NDArray[np.int64]:
-        out = np.zeros(total + 1, np.int64)
-        if self.at_row_depth(node):
-            np.cumsum(inner, out=out[1:])
+        out = np.empty(total + 1, np.int64)
+        out[0] = 0
+        if per_record is None:
+            inner.cumsum(out=out[1:])
             return out
         buffer = self.batch.wanted.tree.buffers[node.data]
         stored = self.region(node.data).view(f"<i{buffer.width}").astype(np.int64)
@@ -233,18 +235,20 @@ class _Decoder:
 
     # -- values ------------------------------------------------------------------------------------
 
-    def fixed(self, node: Node, per_record: NDArray[np.int64], total: int) -> NDArray[Any]:
+    def fixed(self, node: Node, per_record: NDArray[np.int64] | None, total: int) -> NDArray[Any]:
         wanted = self.batch.wanted
         buffer = wanted.tree.buffers[node.data]
         if buffer.role == Role.BITS:
-            return self.bit_values(node, node.data, per_record, total)
-        if node.data in wanted.copied:
-            place, width = wanted.copied[node.data]
-            raw = np.ascontiguousarray(self.batch.located.fixed[self.rows, place : place + width])
-            self.blank(node, raw)
+            return self.bit_values(node.data, per_record, total)
+        copied = wanted.copied.get(node.data)
+        if copied is not None:
+            place, width = copied
+            raw = self.batch.located.fixed[self.rows, place : place + width].copy()
+            if not self.batch.located.is_all_set:
+                self.blank(node, raw)
         else:
             raw, width = self.region(node.data), buffer.width
-        if node.data in self.wide and node.data not in wanted.copied:
+        if copied is None and node.data in self.wide:
             return raw.view(self.wide[node.data])
         kind = numpy_type(node.type)
         values = raw.view(kind) if kind is not None else raw.reshape(-1, width)
@@ -255,7 +259,7 @@ class _Decoder:
         wanted = self.batch.wanted
         for above in wanted.tree.ancestors(node.number):
             bit = wanted.bit_of.get(above.validity)
-            if bit is not None and not self.batch.located.all_set[bit]:
+            if bit is not None:
                 valid = self.batch.located.bits[self.rows, bit]
                 raw[valid == 0] = 0
 

@@ -63,6 +63,12 @@ class Wanted:
         return {level: i for i, level in enumerate(self.levels)}
 
     @cached_property
+    def output_of(self) -> list[int]:
+        """For each read, its output."""
+        made: list[int] = self.lay[:, 0].tolist()
+        return made
+
+    @cached_property
     def tops(self) -> dict[int, Node]:
         """Column -> its top node."""
         return {column: self.tree.top(column) for column in self.columns}
@@ -119,6 +125,11 @@ class Located:
         found: list[bool] = self.bits.all(axis=0).tolist()
         return found
 
+    @cached_property
+    def is_all_set(self) -> bool:
+        """Whether no record of the window has a null or a False at row depth."""
+        return all(self.all_set)
+
     @classmethod
     def empty(cls, count: int, wanted: Wanted) -> Located:
         """Return arrays for `count` records, not yet filled."""
@@ -143,6 +154,12 @@ class Placed:
     """(batches, outputs) bytes."""
     regions: NDArray[np.int64]
     """(batches, reads, 2) first byte and bytes of each buffer's region in its output."""
+
+    @cached_property
+    def places(self) -> list[list[tuple[int, int]]]:
+        """`regions` as numbers of Python's."""
+        made: list[list[tuple[int, int]]] = self.regions.tolist()
+        return made
 
 
 @lru_cache(maxsize=64)

@@ -8,9 +8,11 @@ counted in: rows, or the elements of the *level* (the variable-length list or st
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Final
 
 import pyarrow as pa
@@ -18,7 +20,7 @@ import pyarrow.types as pt
 
 from shufflestore.errors import SchemaError, UnsupportedFeature
 
-__all__ = ["ROW", "Buffer", "Node", "Role", "Tree", "build_tree", "schema_digest"]
+__all__ = ["ROW", "Buffer", "Node", "Role", "Tree", "build_tree", "plain_type", "schema_digest"]
 
 ROW: Final = -1
 """The level of what is counted in rows."""
@@ -65,7 +67,7 @@ class Node:
     """Place in the preorder of all nodes, which is the order of Arrow's field nodes."""
     name: str
     type: pa.DataType
-    """The storage type: an extension type is read as what it stores."""
+    """The plain type: an extension type, at any depth, is read as what it stores."""
     column: int
     parent: int
     """Number of the node around it; -1 at the top."""
@@ -93,11 +95,23 @@ class Tree:
 
     def top(self, column: int) -> Node:
         """Return the top node of a column."""
-        return next(n for n in self.nodes if n.column == column and n.parent == -1)
+        return self._tops[column]
 
     def column_buffers(self, column: int) -> list[Buffer]:
         """Return a column's buffers in order."""
-        return [b for b in self.buffers if self.nodes[b.node].column == column]
+        return self._column_buffers[column]
+
+    @cached_property
+    def _tops(self) -> dict[int, Node]:
+        return {n.column: n for n in self.nodes if n.parent == -1}
+
+    @cached_property
+    def _column_buffers(self) -> list[list[Buffer]]:
+        # By column once: a table of ten thousand columns must not be walked ten thousand times.
+        found: list[list[Buffer]] = [[] for _ in self.schema]
+        for buffer in self.buffers:
+            found[self.nodes[buffer.node].column].append(buffer)
+        return found
 
     def ancestors(self, node: int) -> Iterator[Node]:
         """Yield a node and those around it, innermost first."""
@@ -111,6 +125,40 @@ def storage_type(type_: pa.DataType) -> pa.DataType:
     while isinstance(type_, pa.BaseExtensionType):
         type_ = type_.storage_type
     return type_
+
+
+def rebuilt(type_: pa.DataType, change: Callable[[pa.Field], pa.Field]) -> pa.DataType:
+    """Return a nested type with each field directly under it changed; other types as they are."""
+    if pt.is_struct(type_):
+        return pa.struct([change(field) for field in children_of(type_)])
+    if pt.is_map(type_):
+        return pa.map_(change(type_.key_field), change(type_.item_field), type_.keys_sorted)
+    if pt.is_fixed_size_list(type_):
+        return pa.list_(change(type_.value_field), type_.list_size)
+    for is_kind, make in _LISTS:
+        if is_kind(type_):
+            return make(change(type_.value_field))
+    if pt.is_union(type_):
+        return pa.union([change(field) for field in children_of(type_)], type_.mode, type_.type_codes)
+    if pt.is_dictionary(type_):
+        value = change(pa.field("", type_.value_type)).type
+        return pa.dictionary(type_.index_type, value, type_.ordered)
+    if pt.is_run_end_encoded(type_):
+        return pa.run_end_encoded(type_.run_end_type, change(pa.field("", type_.value_type)).type)
+    return type_
+
+
+_LISTS: Final = (
+    (pt.is_list, pa.list_),
+    (pt.is_large_list, pa.large_list),
+    (pt.is_list_view, pa.list_view),
+    (pt.is_large_list_view, pa.large_list_view),
+)
+
+
+def plain_type(type_: pa.DataType) -> pa.DataType:
+    """Return a type with every extension type in it, at any depth, replaced by what it stores."""
+    return rebuilt(storage_type(type_), lambda field: field.with_type(plain_type(field.type)))
 
 
 def children_of(type_: pa.DataType) -> list[pa.Field]:
@@ -176,7 +224,7 @@ class _Builder:
     def walk(
         self, name: str, declared: pa.DataType, column: int, parent: int, level: int, factor: int
     ) -> int:
-        type_ = storage_type(declared)
+        type_ = plain_type(declared)
         number = len(self.nodes)
         self.nodes.append(Node(number, name, type_, column, parent, level, factor, ROW, -1, -1, ()))
         validity = data = -1
@@ -227,7 +275,7 @@ def build_tree(schema: pa.Schema, whole: Sequence[int] | frozenset[int] = ()) ->
     Raises:
         SchemaError: Two columns have the same name.
     """
-    doubled = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    doubled = sorted(name for name, count in Counter(schema.names).items() if count > 1)
     if doubled:
         raise SchemaError(f"column name {doubled[0]!r} stands twice in the schema; rename one of them")
     builder = _Builder()
@@ -250,5 +298,6 @@ def schema_digest(schema: pa.Schema) -> bytes:
 
 
 def strip(field: pa.Field) -> pa.Field:
-    """Return a field without metadata, its extension type read as storage."""
-    return pa.field(field.name, storage_type(field.type), field.nullable)
+    """Return a field without metadata, at any depth, extension types read as what they store."""
+    bare = rebuilt(storage_type(field.type), strip)
+    return pa.field(field.name, bare, field.nullable)

@@ -30,8 +30,8 @@ from shufflestore.orders.partition import Partition, Remainder, Topology
 __all__ = ["DataLoader"]
 
 _log = logging.getLogger("shufflestore")
-_COMPILE_FROM: Final = 65_536
-"""Ids a rank needs in an epoch before compiling the order's kernel is worth its second."""
+_COMPILE_FROM: Final = 1_000_000
+"""Ids a rank needs in an epoch before compiling the order's kernel is worth most of a second."""
 Reshuffle = Literal["each_epoch", "once"]
 
 

@@ -43,6 +43,7 @@ def _python_crc32c() -> Callable[[bytes | memoryview], int]:
     return crc32c
 
 
+_crc32c: Callable[[bytes | memoryview], int]
 try:
     from shufflestore._native import crc32c as _crc32c
 except ImportError:

@@ -12,6 +12,7 @@
 
 #include "shufflestore/epochs.hpp"
 #include "shufflestore/fd.hpp"
+#include "shufflestore/regions.hpp"
 
 namespace shufflestore {
 
@@ -21,6 +22,7 @@ enum class Access : std::uint8_t { kNothing, kMap, kDescriptor };
 struct OpenFile {
   Fd fd;        // kDescriptor
   Mapping map;  // kMap; keeps no descriptor
+  mutable Regions regions;
   std::uint64_t size = 0;
   dev_t device = 0;
   ino_t inode = 0;

@@ -21,6 +21,7 @@ struct Sys {
   void* (*mmap)(void* at, std::size_t size, int protection, int flags, int fd, off_t offset);
   int (*munmap)(void* at, std::size_t size);
   int (*madvise)(void* at, std::size_t size, int advice);
+  int (*mincore)(void* at, std::size_t size, unsigned char* resident);
   void* (*allocate)(std::size_t alignment, std::size_t size);
   void (*release)(void* block);
   int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* previous);

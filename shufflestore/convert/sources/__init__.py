@@ -190,15 +190,15 @@ def common_type(a: pa.DataType, b: pa.DataType, *, is_loose: bool = False) -> pa
     Args:
         a: Wins where both are the same but for the names of list items.
         b: Another.
-        is_loose: Types were guessed from JSON text or Python values: integers also become floats,
-            and structs may lack fields.
+        is_loose: Types were guessed from JSON text or Python values: integers also become floats or,
+            next to ones past int64, uint64 (a negative one is an error when read); structs may lack fields.
     """
     if a.equals(b) or pt.is_null(b):
         return a
     if pt.is_null(a):
         return b
     if pt.is_integer(a) and pt.is_integer(b):
-        return _common_integer(a, b)
+        return _common_integer(a, b) or (pa.uint64() if is_loose else None)
     if pt.is_floating(a) and pt.is_floating(b):
         return a if a.bit_width >= b.bit_width else b
     if is_loose and all(pt.is_integer(t) or pt.is_floating(t) for t in (a, b)):

@@ -67,7 +67,7 @@ class ParquetSource(FileSource):
     def _batch_rows(self, file: pq.ParquetFile, groups: list[int]) -> int:
         metadata = [file.metadata.row_group(g) for g in groups]
         rows, size = sum(m.num_rows for m in metadata), sum(m.total_byte_size for m in metadata)
-        return max(1, min(_MAX_ROWS, self._options.batch_bytes * rows // max(1, size)))
+        return int(max(1, min(_MAX_ROWS, self._options.batch_bytes * rows // max(1, size))))
 
     def _look(self) -> list[_Footer]:
         if self._footers is None:
@@ -115,9 +115,7 @@ def _read_footer(file: InputFile) -> _Footer:
     with _named(file.path), pq.ParquetFile(file.path) as opened:
         metadata = opened.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        return _Footer(
-            opened.schema_arrow, tuple(g.num_rows for g in groups), tuple(g.total_byte_size for g in groups)
-        )
+        return _Footer(opened.schema_arrow, tuple(g.num_rows for g in groups), tuple(g.total_byte_size for g in groups))
 
 
 @contextmanager

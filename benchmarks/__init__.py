@@ -1,0 +1,1 @@
+"""How fast shufflestore is beside what people use today, and beside what the machine allows."""

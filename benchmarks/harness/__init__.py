@@ -1,0 +1,1 @@
+"""What every benchmark shares: data that proves itself, interleaved rounds, results with their circumstances."""

@@ -1,0 +1,46 @@
+#include <cstring>
+#include <new>
+
+#include "check.hpp"
+#include "scene.hpp"
+#include "shufflestore/buffer.hpp"
+
+using namespace scene;
+
+TEST(blocks_are_aligned_and_as_large_as_asked) {
+  for (std::uint64_t size = 0; size < 5'000'000; size = size * 5 / 4 + 1) {
+    const Buffer buffer = Buffer::allocate(size);
+    CHECK(buffer.size() == size);
+    CHECK(reinterpret_cast<std::uintptr_t>(buffer.data()) % 64 == 0);
+    std::memset(buffer.data(), 1, size);
+  }
+}
+
+TEST(a_freed_block_serves_the_next_of_its_size) {
+  trim_cache();
+  std::uint8_t* const first = Buffer::allocate(500'000).release();
+  release_block(first);
+  CHECK(cached_bytes() > 500'000);
+  const Buffer again = Buffer::allocate(499'000);
+  CHECK(again.data() == first);
+  CHECK(cached_bytes() == 0);
+}
+
+TEST(the_cache_is_bounded_and_lets_idle_sizes_go) {
+  trim_cache();
+  for (const std::uint64_t size : {3'000'000u, 7'000'000u}) {
+    std::vector<Buffer> many;
+    for (int i = 0; i < 40; ++i) many.push_back(Buffer::allocate(size));
+    many.clear();
+    CHECK(cached_bytes() <= kCacheBound);
+    CHECK(cached_bytes() > kCacheBound / 2);
+  }
+  const Buffer larger_than_the_cache = Buffer::allocate(kCacheBound * 2);
+  trim_cache();
+  CHECK(cached_bytes() == 0);
+}
+
+TEST(sizes_beyond_reason_are_refused) {
+  CHECK(check::throws<std::bad_alloc>([] { (void)Buffer::allocate(~std::uint64_t{0}); }));
+  CHECK(check::throws<std::bad_alloc>([] { (void)Buffer::allocate(std::uint64_t{1} << 47); }));
+}

@@ -1,0 +1,336 @@
+"""Dicts to record batches, column by column: numpy values are copied as blocks, never item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+
+from shufflestore.convert.sources.iterable.values import (
+    INT32_MAX,
+    Misfit,
+    SchemaGuess,
+    check_record,
+    dtype_of,
+    encode,
+    misfit,
+    offsets_of,
+    own,
+    quick_check,
+    size_of,
+)
+from shufflestore.errors import SchemaError
+
+__all__ = ["HELD_BYTES", "HELD_RECORDS", "RecordBuilder"]
+
+HELD_RECORDS: Final = 1_000
+"""Records whose types make the schema, as many as `datasets` looks at."""
+HELD_BYTES: Final = 16 << 20
+_FEW: Final = 1_024
+"""Values a new block has room for; it doubles from there."""
+
+
+class _Column(Protocol):
+    """Takes the values of one column. What `add` lets in, `take` can encode."""
+
+    def add(self, value: Any) -> int: ...  # about its bytes
+    def undo(self) -> None: ...  # the last add
+    def take(self) -> pa.Array: ...
+
+
+class _ScalarColumn:
+    """Numbers, booleans, and the types that only pyarrow knows, such as timestamps."""
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self._type = type_
+        self._values: list[Any] = []
+        self._easy: Any = int if pt.is_integer(type_) else float if pt.is_floating(type_) else None
+        self._width = 8
+        self._low, self._high = -float("inf"), float("inf")
+        if pt.is_integer(type_):
+            limits = np.iinfo(type_.to_pandas_dtype())
+            self._low, self._high = int(limits.min), int(limits.max)
+
+    def add(self, value: Any) -> int:
+        if isinstance(value, (np.integer, np.floating)):
+            value = value.item()
+        is_easy = type(value) is self._easy and self._low <= value <= self._high
+        if not is_easy and value is not None:
+            encode([value], self._type)
+            if isinstance(value, np.ndarray):
+                value = value.item()
+        self._values.append(value)
+        return self._width
+
+    def undo(self) -> None:
+        self._values.pop()
+
+    def take(self) -> pa.Array:
+        values, self._values = self._values, []
+        return pa.array(values, self._type)
+
+
+class _TextColumn:
+    """Strings and byte strings."""
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self._type = type_
+        self._easy: type = bytes if pt.is_binary(type_) or pt.is_large_binary(type_) else str
+        self._is_large = pt.is_large_string(type_) or pt.is_large_binary(type_)
+        self._values: list[Any] = []
+
+    def add(self, value: Any) -> int:
+        if value is None:
+            self._values.append(None)
+            return 4
+        if type(value) is not self._easy:
+            encode([value], self._type)
+            value = bytes(value) if self._easy is bytes else str(value)
+        if self._easy is str and not value.isascii():
+            value = value.encode()  # now, so that half a surrogate pair is found now
+        size = len(value)
+        if size > INT32_MAX and not self._is_large:
+            raise Misfit(f"{size:,} bytes do not fit; use large_{self._type}")
+        self._values.append(value)
+        return size + 4
+
+    def undo(self) -> None:
+        self._values.pop()
+
+    def take(self) -> pa.Array:
+        values, self._values = self._values, []
+        return pa.array(values, self._type)
+
+
+class _NestedColumn:
+    """All else: structs, lists of strings or of lists, maps, dictionaries."""
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self._type = type_
+        self._values: list[Any] = []
+        self._surely_fits = quick_check(type_)
+
+    def add(self, value: Any) -> int:
+        if not self._surely_fits(value):
+            encode([value], self._type)
+        self._values.append(own(value))
+        return size_of(value)
+
+    def undo(self) -> None:
+        self._values.pop()
+
+    def take(self) -> pa.Array:
+        values, self._values = self._values, []
+        return encode(values, self._type)
+
+
+class _ArrayColumn:
+    """Lists and tensors of numbers. Arrays are copied into one block, so their owner may overwrite them."""
+
+    def __init__(self, type_: pa.DataType, dtype: np.dtype[Any]) -> None:
+        self._type = type_
+        self._shape = tuple(type_.shape) if isinstance(type_, pa.FixedShapeTensorType) else None
+        self._storage = type_.storage_type if self._shape is not None else type_
+        self._fixed = self._storage.list_size if pt.is_fixed_size_list(self._storage) else None
+        self._dtype = dtype
+        self._items = {int, float} if dtype.kind == "f" else {int}
+        self._block = np.empty(_FEW, dtype)
+        self._used = 0
+        self._lengths: list[int] = []
+        self._nulls: list[int] = []
+        self._done: list[pa.Array] = []
+
+    def add(self, value: Any) -> int:
+        if type(value) is not np.ndarray or value.dtype != self._dtype:
+            return self._add_other(value)
+        size = value.size
+        if self._shape is None:
+            if value.ndim != 1 or (self._fixed is not None and size != self._fixed):
+                raise Misfit(f"its shape is {value.shape}")
+        elif value.shape != self._shape:
+            raise Misfit(f"its shape is {value.shape}, not {self._shape}")
+        else:
+            value = value.reshape(-1)
+        stop = self._used + size
+        if stop > self._block.size:
+            self._grow(stop)
+        self._block[self._used : stop] = value
+        self._used = stop
+        self._lengths.append(size)
+        return int(value.nbytes) + 8
+
+    def _add_other(self, value: Any) -> int:
+        if value is None:
+            self._nulls.append(len(self._lengths))
+            return self.add(np.zeros(self._shape or self._fixed or 0, self._dtype))
+        if type(value) is list and self._shape is None and set(map(type, value)) <= self._items:
+            return self.add(pa.array(value, self._storage.value_type).to_numpy())
+        if hasattr(value, "__array__") and not np.isscalar(value):
+            array = np.asarray(value)
+            if array.dtype.kind in "iuf" and np.can_cast(array.dtype, self._dtype, "safe"):
+                return self.add(np.ascontiguousarray(array, self._dtype))
+        self._seal()
+        self._done.append(encode([value], self._type))
+        return size_of(value)
+
+    def undo(self) -> None:
+        if not self._lengths:
+            self._done.pop()  # what `_add_other` made of one value
+            return
+        self._used -= self._lengths.pop()
+        if self._nulls and self._nulls[-1] == len(self._lengths):
+            self._nulls.pop()
+
+    def _grow(self, wanted: int) -> None:
+        if wanted > INT32_MAX and not pt.is_large_list(self._storage):
+            raise Misfit(f"{wanted:,} items do not fit {self._storage}; use a large_list")
+        block = np.empty(max(wanted, 2 * self._block.size), self._dtype)
+        block[: self._used] = self._block[: self._used]
+        self._block = block
+
+    def _seal(self) -> None:
+        if not self._lengths:
+            return
+        values = pa.array(self._block[: self._used], self._storage.value_type)
+        mask = None
+        if self._nulls:
+            is_null = np.zeros(len(self._lengths), np.bool_)
+            is_null[self._nulls] = True
+            mask = pa.array(is_null)
+        if self._fixed is not None:
+            array = pa.FixedSizeListArray.from_arrays(values, type=self._storage, mask=mask)
+        else:
+            kind = pa.LargeListArray if pt.is_large_list(self._storage) else pa.ListArray
+            offsets = pa.array(offsets_of(self._lengths, self._storage))
+            array = kind.from_arrays(offsets, values, type=self._storage, mask=mask)
+        self._done.append(array if self._shape is None else pa.ExtensionArray.from_storage(self._type, array))
+        # The array keeps the block.
+        self._block, self._used, self._lengths, self._nulls = np.empty(self._block.size, self._dtype), 0, [], []
+
+    def take(self) -> pa.Array:
+        self._seal()
+        done, self._done = self._done, []
+        return done[0] if len(done) == 1 else pa.concat_arrays(done)
+
+
+def _column(type_: pa.DataType) -> _Column:
+    storage = type_.storage_type if isinstance(type_, pa.FixedShapeTensorType) else type_
+    if pt.is_list(storage) or pt.is_large_list(storage) or pt.is_fixed_size_list(storage):
+        dtype = dtype_of(storage.value_type)
+        if dtype is not None and dtype.kind in "iuf":
+            return _ArrayColumn(type_, dtype)
+    if pt.is_string(type_) or pt.is_large_string(type_) or pt.is_binary(type_) or pt.is_large_binary(type_):
+        return _TextColumn(type_)
+    return _ScalarColumn(type_) if pt.is_primitive(type_) else _NestedColumn(type_)
+
+
+class RecordBuilder:
+    """Makes record batches of dicts.
+
+    Without a schema, the first records (`HELD_RECORDS` or `HELD_BYTES` of them) are held and make it.
+    Values are copied when added, but for what stands inside of nested lists and dicts. After an
+    error the builder is as it was before the record.
+
+    >>> builder = RecordBuilder()
+    >>> builder.add({"x": np.arange(2), "y": None})
+    >>> builder.add({"x": np.arange(3), "y": "b"})
+    >>> builder.flush().to_pydict()
+    {'x': [[0, 1], [0, 1, 2]], 'y': [None, 'b']}
+    """
+
+    def __init__(
+        self, schema: pa.Schema | None = None, *, batch_bytes: int = 8 << 20, ignores_other_keys: bool = False
+    ) -> None:
+        """Begin.
+
+        Args:
+            schema: Of the batches; None to infer it. A key that a record lacks is null.
+            batch_bytes: `add` returns batches of about this size.
+            ignores_other_keys: Leave out keys that the schema lacks; otherwise they are an error.
+        """
+        self.record_count = 0
+        """Records added so far."""
+        self._batch_bytes = batch_bytes
+        self._ignores_other_keys = ignores_other_keys
+        self._held: list[Mapping[str, Any]] = []
+        self._guess = SchemaGuess()
+        self._size = 0
+        self._flushed = 0
+        self._schema: pa.Schema | None = None
+        if schema is not None:
+            self._fix(schema)
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The schema of all batches; None until the first one has fixed it."""
+        return self._schema
+
+    def add(self, record: Mapping[str, Any]) -> pa.RecordBatch | None:
+        """Take one record; return a batch, of this one and those before it, when there are enough.
+
+        Raises:
+            SchemaError: It is no dict, has another key or a value of another type. The record is not taken.
+        """
+        if self._schema is not None:
+            self._append(record, self.record_count)
+            self.record_count += 1
+            return self.flush() if self._size >= self._batch_bytes else None
+        check_record(record, self.record_count)
+        self._guess.add(record, self.record_count)
+        self._held.append({name: own(value) for name, value in record.items()})
+        self._size += sum(map(size_of, record.values()))
+        self.record_count += 1
+        return self.flush() if len(self._held) >= HELD_RECORDS or self._size >= HELD_BYTES else None
+
+    def flush(self) -> pa.RecordBatch | None:
+        """Return the records that no batch has had yet; None if there are none. Raises SchemaError."""
+        if self._schema is None and self._held:
+            self._fix(self._guess.schema())
+            for number, record in enumerate(self._held):
+                self._append(record, number)
+            self._held = []
+        if self.record_count == self._flushed or self._schema is None:
+            return None
+        arrays = [column.take() for column in self._columns]
+        self._flushed, self._size = self.record_count, 0
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def _fix(self, schema: pa.Schema) -> None:
+        if not schema.names or len(set(schema.names)) < len(schema.names):
+            raise SchemaError(f"the schema has the columns {schema.names}; at least one is needed, and none twice")
+        self._schema = schema
+        self._columns = [_column(field.type) for field in schema]
+        self._adds = [(field.name, column.add) for field, column in zip(schema, self._columns, strict=True)]
+        self._names = frozenset(schema.names)
+        self._required = [field.name for field in schema if not field.nullable]
+
+    def _append(self, record: Mapping[str, Any], number: int) -> None:
+        values = record
+        if not isinstance(record, dict) or record.keys() != self._names:
+            values = self._complete(record, number)
+        for name in self._required:
+            if values[name] is None:
+                raise SchemaError(f"record {number:,}: column {name!r} is None, which its schema rules out")
+        size = 0
+        for done, (name, add) in enumerate(self._adds):
+            try:
+                size += add(values[name])
+            except (Misfit, pa.ArrowException, TypeError, ValueError, OverflowError) as e:
+                for column in self._columns[:done]:
+                    column.undo()
+                raise misfit(number, self._schema.field(done), values[name], e) from e  # type: ignore[union-attr] # fixed
+        self._size += size
+
+    def _complete(self, record: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+        """Return a record with the schema's keys."""
+        check_record(record, number)
+        others = record.keys() - self._names
+        if others and not self._ignores_other_keys:
+            raise SchemaError(
+                f"record {number:,} has the key {min(others)!r}, which is not among {sorted(self._names)}; "
+                "leave it out, or give a schema with it"
+            )
+        return {name: record.get(name) for name in self._names}

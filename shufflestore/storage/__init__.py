@@ -1,0 +1,1 @@
+"""Where the bytes are: names, reads and durable commits; no Arrow, no records."""

@@ -1,0 +1,1 @@
+"""Twins: the same answers by code that a reader believes at sight."""
