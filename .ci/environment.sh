@@ -42,13 +42,14 @@ install_torch() {
     .venv/bin/pip install -q "torch==$wanted" --extra-index-url https://download.pytorch.org/whl/cpu
 }
 
-# source_digest NAME: what an installation of these extras was made from.
+# source_digest WORD...: what an installation of these extras was made from.
 source_digest() {
   {
     echo "$PWD $*"
     .venv/bin/python --version
     cat pyproject.toml "$CONSTRAINTS"
-    find native shufflestore -type f \( -name '*.?pp' -o -name CMakeLists.txt \) -print0 | sort -z | xargs -0 sha256sum
+    find shufflestore -name '*.py' | sort # an editable installation knows the files that were there
+    find native -type f \( -name '*.?pp' -o -name CMakeLists.txt \) -print0 | sort -z | xargs -0 sha256sum
   } | sha256sum
 }
 

@@ -1,6 +1,6 @@
 """Two processes of torch.distributed share an epoch: each finds its own part by itself.
 
-    python examples/distributed.py
+python examples/distributed.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 import shufflestore as ss
 
@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ss.convert([{"value": i} for i in range(args.records)], Path(folder) / "store")
-        mp.spawn(train, (folder, args.records), nprocs=WORLD_SIZE)  # type: ignore[no-untyped-call]  # torch's own
+        spawn(train, (folder, args.records), nprocs=WORLD_SIZE)  # type: ignore[no-untyped-call]  # torch's own
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Read a data set that `datasets` saved, where it lies: nothing is converted, not a byte is rewritten.
 
-    python examples/huggingface_in_place.py
+python examples/huggingface_in_place.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Iterate in exact global shuffle without torch: dicts of numpy arrays, or Arrow tables.
 
-    python examples/numpy_only.py
+python examples/numpy_only.py
 """
 
 from __future__ import annotations

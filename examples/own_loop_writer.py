@@ -1,6 +1,6 @@
 """Write a store from a loop of your own: records of text, numbers, arrays and missing values.
 
-    python examples/own_loop_writer.py
+python examples/own_loop_writer.py
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 import shufflestore as ss
+
+SCHEMA = pa.schema({"text": pa.string(), "embedding": pa.list_(pa.float32(), 16), "score": pa.float64()})
+"""Without one, types are inferred, and the embedding would be a list of any length."""
 
 
 def main() -> None:
@@ -23,7 +27,7 @@ def main() -> None:
         store = Path(scratch) / "store"
         random = np.random.default_rng(0)
 
-        with ss.Writer(store) as writer:  # leaving the block by an error would commit nothing
+        with ss.Writer(store, schema=SCHEMA) as writer:  # leaving the block by an error would commit nothing
             for i in range(args.records):
                 writer.write(
                     {

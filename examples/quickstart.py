@@ -4,7 +4,7 @@ The data is text that every machine with Python has: the sources of the interpre
 installed packages, or any tar archive of sources (--archive). It is tokenized by a byte-level BPE
 that is trained on a part of it, and cut into records of at most 1,024 tokens.
 
-    .venv/bin/python examples/quickstart.py            # or: bash examples/quickstart.sh
+Run: bash examples/quickstart.sh
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import shufflestore as ss
@@ -139,7 +139,9 @@ def tokenize(folder: Path, sources: Callable[[], Iterator[tuple[str, str]]], meg
     if writer is None:
         raise SystemExit("no sources found; give an archive with --archive")
     writer.close()
-    console.print(f"  {files:,} files, {size / 1e6:,.0f} MB of text -> {records:,} records of up to {RECORD_TOKENS:,} tokens")
+    console.print(
+        f"  {files:,} files, {size / 1e6:,.0f} MB of text -> {records:,} records of up to {RECORD_TOKENS:,} tokens"
+    )
 
 
 def prepare(folder: Path, archive: Path | None, megabytes: float) -> Path:
@@ -162,7 +164,12 @@ def prepare(folder: Path, archive: Path | None, megabytes: float) -> Path:
 
 def convert(source: Path, store: Path) -> ss.ConvertReport:
     """Convert the Parquet files, with live progress."""
-    columns = (TextColumn("  converting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("  converting"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
     started = time.monotonic()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, rate="")
@@ -205,8 +212,7 @@ class Lane:
 
 def shown(lanes: list[Lane]) -> Table:
     """Return all lanes as a table."""
-    table = Table("loader", "records/s", "tokens/s", "records so far")
-    table.columns[0].no_wrap = True
+    table = Table("loader", "records/s", "tokens/s", "records")
     for lane in lanes:
         table.add_row(*lane.row())
     return table
@@ -292,7 +298,8 @@ def check_exactly_once(store: Path) -> None:
 def main() -> None:
     """Run it all."""
     parser = argparse.ArgumentParser(description="Convert a real data set and iterate it in exact global shuffle.")
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / "data" / "quickstart", help="working folder")
+    home = Path(__file__).parents[1] / "data" / "quickstart"
+    parser.add_argument("--data", type=Path, default=home, help="working folder")
     parser.add_argument("--archive", type=Path, help="a tar archive of sources instead of Python's")
     parser.add_argument("--megabytes", type=float, default=120.0, help="of text at most")
     parser.add_argument("--seconds", type=float, default=8.0, help="for each loader")

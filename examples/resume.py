@@ -2,7 +2,7 @@
 
 A state is where the epoch stands over all ranks, so any rank's state serves any number of ranks.
 
-    python examples/resume.py
+Run: python examples/resume.py
 """
 
 from __future__ import annotations
@@ -34,10 +34,22 @@ def train(folder: Path, rank: int, world_size: int, batch_size: int, slow: float
             for step, batch in enumerate(loader, 1):
                 print(*batch["record_id"].tolist(), file=seen, flush=True)
                 if rank == 0 and step % SAVE_EVERY == 0:
+                    wait_for_all(folder, world_size, step)
                     fresh = state.with_suffix(".new")
                     fresh.write_text(json.dumps(loader.state_dict()))
                     fresh.replace(state)  # at once: a kill leaves the old state or the new one
                 time.sleep(slow)
+
+
+def wait_for_all(folder: Path, world_size: int, step: int) -> None:
+    """Return once every rank has had so many batches, as the gradients' all-reduce would see to in training."""
+    deadline = time.monotonic() + 60
+    for rank in range(world_size):
+        seen = folder / f"seen-{world_size}-{rank}.txt"
+        while not seen.exists() or len(steps_seen(seen)) < step:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"rank {rank} did not come to step {step} within 60 s")
+            time.sleep(0.005)
 
 
 def start(folder: Path, world_size: int, batch_size: int, slow: float) -> list[subprocess.Popen[bytes]]:
@@ -81,7 +93,7 @@ def main() -> None:
             process.send_signal(signal.SIGKILL)
         codes = [process.wait(timeout=60) for process in ranks]
         saved = json.loads((folder / "state.json").read_text())["position"]
-        print(f"killed two ranks (exit codes {codes}); the saved state says {saved} of {args.records} records delivered")
+        print(f"killed two ranks (exit codes {codes}); the saved state: {saved} of {args.records} records delivered")
 
         for process in start(folder, 3, batch_size=5, slow=0.0):
             assert process.wait(timeout=120) == 0, "a rank failed"

@@ -1,6 +1,6 @@
 """Train a tiny language model on Python's own sources, shuffled exactly, padded per batch.
 
-    python examples/train_tokens.py --steps 50
+python examples/train_tokens.py --steps 50
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import shufflestore as ss
 
-RECORD_BYTES = 512
+RECORD_BYTES = 256
 
 
 def records(file_count: int) -> Iterator[dict[str, Any]]:
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, help="a folder for the store, kept; a temporary one if not given")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--files", type=int, default=20)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def main() -> None:
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]  # torch's own
                 optimizer.step()
-                losses.append(float(loss))
+                losses.append(loss.item())
                 step += 1
                 if step % 10 == 0 or step == args.steps:
                     print(f"step {step}: loss {np.mean(losses[-10:]):.3f}")

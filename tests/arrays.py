@@ -113,6 +113,10 @@ NESTED: dict[str, tuple[pa.DataType, Callable[[random.Random], Any]]] = {
     "list_list_bool": (pa.list_(pa.large_list(pa.list_(pa.bool_()))), lambda r: [[_items("bool")(r)], [], None]),
     "list_list_string": (pa.list_(pa.list_(pa.string())), _items("list_string")),
     "fixed_list": (pa.list_(pa.float32(), 4), _exactly("float32", 4)),
+    "fixed_list_1": (pa.list_(pa.int32(), 1), _exactly("int32", 1)),
+    "fixed_list_1_string": (pa.list_(pa.string(), 1), _exactly("string", 1)),
+    "fixed_list_1_struct": (pa.list_(_STRUCT, 1), _exactly("struct", 1)),
+    "fixed_list_1_bool": (pa.list_(pa.bool_(), 1), _exactly("bool", 1)),
     "fixed_list_0": (pa.list_(pa.int32(), 0), lambda r: []),
     "fixed_list_bool": (pa.list_(pa.bool_(), 11), _exactly("bool", 11)),
     "fixed_list_string": (pa.list_(pa.string(), 3), _exactly("string", 3)),
@@ -184,6 +188,9 @@ def _filled(type_: pa.DataType, nulls: str, r: random.Random, make: Callable[[ra
 def pool(name: str, nulls: str, seed: int = 0) -> pa.Array:
     """Return POOL values of a type: without nulls, all null, or a third of them."""
     r = random.Random(f"{name}/{nulls}/{seed}")
+    if name == "struct_dictionary" and nulls == "all":  # pa.array makes one that its own validation refuses
+        children = [pool("dictionary", "some"), pool("int8", "some")]
+        return pa.StructArray.from_arrays(children, fields=list(type_of(name)), mask=pa.array([True] * POOL))
     if name in BUILT:
         return _built(name, nulls, r)
     return _filled(type_of(name), nulls, r, value_of(name))

@@ -145,9 +145,9 @@ class Workload:
         """The token set converted."""
 
         def build(path: Path) -> None:
-            from shufflestore.convert.run import convert
+            from shufflestore.convert.run import ConvertOptions, convert
 
-            convert(str(self.saved()), path)
+            convert(str(self.saved() / "*.arrow"), path, options=ConvertOptions(kind="arrow"))
 
         return self._once("store", build)
 
@@ -169,7 +169,7 @@ class Workload:
         """Records of fixed_size_list<uint16, 2048> and a label, converted."""
 
         def build(path: Path) -> None:
-            from shufflestore.convert.run import convert
+            from shufflestore.convert.run import ConvertOptions, convert
 
             source = path.with_name("fixed.arrow.partial")
             kind = pa.list_(pa.uint16(), FIXED_TOKENS)
@@ -180,8 +180,6 @@ class Workload:
                     flat = pa.array(fixed_tokens_of(ids).reshape(-1))
                     tokens = pa.FixedSizeListArray.from_arrays(flat, FIXED_TOKENS)
                     writer.write_batch(pa.record_batch([tokens, pa.array(labels_of(ids))], schema=schema))
-            from shufflestore.convert.run import ConvertOptions
-
             convert(str(source), path, options=ConvertOptions(kind="arrow"))
             source.unlink()
 

@@ -185,7 +185,7 @@ class Reading:
             spans = decode_column(column, gathered, {}).to_arrow()
             pieces.append(spans.take(pa.array(rest)))
             order.append(rest)
-        joined = pa.concat_arrays([p.cast(type_) if p.type != type_ else p for p in pieces]) if pieces else pa.array([], type_)
+        joined = pa.concat_arrays([p.cast(type_) if p.type != type_ else p for p in pieces]) if pieces else pa.nulls(0, type_)
         back = np.argsort(np.concatenate(order)) if order else np.empty(0, np.int64)
         return Column(type_, len(joined), arrow=joined.take(pa.array(back)))
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflestore import _native
-from shufflestore.dataset.fetch import Extent, fetch
-from shufflestore.errors import CorruptData, OptionError
+from shufflestore.dataset.fetch import Extent, explain, fetch, wait
+from shufflestore.errors import CorruptData, OptionError, UnsupportedFeature
 from shufflestore.format.layout import IndexHeader, Layout, parse_header
 from shufflestore.format.manifest import Shards
-from shufflestore.format.rebuild import Part
+from shufflestore.format.rebuild import Part, dictionary_fields
 from shufflestore.format.resolve import Located, Wanted, locate, program_for
 from shufflestore.format.schema import Tree
-from shufflestore.storage.base import Store
+from shufflestore.storage.base import HAS_CRC, READ, Store
 
 __all__ = ["ChunkTable", "Places", "RowIndexes"]
 
 _REQUEST_BYTES: Final = 64 << 20
-"""Indexes fetched in one go; more shards than that are fetched in several."""
+"""Headers fetched in one go."""
 _USED: Final = 1
 _PINNED: Final = 2
 """Needed by the request at hand: must not make room."""
@@ -53,30 +53,51 @@ class ChunkTable:
     @classmethod
     def parse(cls, data: bytes, header: IndexHeader, name: str) -> ChunkTable:
         """Return the table from bytes whose CRC was right. Raises CorruptData."""
-        chunks, buffers = header.chunk_count, len(header.layout.tree.buffers)
+        layout = header.layout
+        chunks, buffers = header.chunk_count, len(layout.tree.buffers)
         fixed = 16 * (chunks + 1) + 16 * chunks * buffers
         try:
             rows = np.frombuffer(data, "<i8", chunks + 1)
             pages = np.frombuffer(data, "<i8", chunks + 1, 8 * (chunks + 1))
             whole = json.loads(data[fixed:])
-        except ValueError as cause:
+        except (ValueError, RecursionError) as cause:
             raise CorruptData(f"{name}: the chunk table is damaged ({cause})") from cause
         steps = np.diff(rows)
-        ok = rows[0] == 0 and rows[-1] == header.row_count and pages[0] == 0 and pages[-1] == header.page_count
-        if not ok or (steps < 0).any() or not isinstance(whole, dict):
+        ok = rows[0] == 0 and rows[-1] == header.row_count and pages[0] == 0 and (steps >= 0).all()
+        # Whole pages for each chunk, or else a record's page would be another's.
+        ok = ok and np.array_equal(np.diff(pages), -(-steps // layout.rows_per_page)) and pages[-1] == header.page_count
+        if not ok or not isinstance(whole, dict) or not _lists_whole(whole, chunks, layout):
             raise CorruptData(f"{name}: the chunk table disagrees with the header's counts")
         return cls(rows, pages, whole)
 
+    def rows(self, chunk: int) -> int:
+        """Return how many rows a chunk has."""
+        return int(self.first_row[chunk + 1] - self.first_row[chunk])
+
     def part(self, column: int, chunk: int, shard_bytes: int) -> Part:
-        """Return where a whole column of a chunk is."""
+        """Return where a whole column of a chunk is. Raises CorruptData."""
         return Part.parse(self.whole["columns"][str(column)][chunk], shard_bytes)
+
+
+def _lists_whole(whole: dict[str, Any], chunks: int, layout: Layout) -> bool:
+    """Whether the chunk table lists every column that is read whole, and dictionaries with all they need."""
+    if not layout.tree.whole:
+        return not whole
+    columns, listed, ids = whole.get("columns"), whole.get("dictionaries"), whole.get("ids")
+    if not (isinstance(columns, dict) and isinstance(listed, list) and isinstance(ids, list)):
+        return False
+    if any(not isinstance(parts := columns.get(str(c)), list) or len(parts) != chunks for c in layout.tree.whole):
+        return False
+    if len(ids) != sum(len(dictionary_fields(field.type)) for field in layout.tree.schema):
+        return False
+    return all(isinstance(d, dict) and isinstance(d.get("before"), int) and {"id", "delta"} <= d.keys() for d in listed)
 
 
 class RowIndexes:
     """Row indexes of some shards, in the order of their records.
 
-    While all of them fit into `memory_bytes`, a shard's index is fetched whole when first
-    touched; else page by page, and pages make room for others.
+    A shard's header is fetched when one of its records is first asked for, and so is each page:
+    nothing grows with the number of records until they are read. Pages take at most `memory_bytes`.
     """
 
     def __init__(self, store: Store, tree: Tree, shards: Shards, memory_bytes: int) -> None:
@@ -101,6 +122,7 @@ class RowIndexes:
         """Whether every shard met so far was indexed with checksums."""
         count = len(shards)
         self._layout_of = np.full(count, -1, np.int64)
+        self._lock = (os.getpid(), threading.Lock())
         self._unmet = count
         """Shards whose header is not here yet."""
         # Zeros until a header is there: untouched, they cost no memory.
@@ -110,11 +132,10 @@ class RowIndexes:
         self._chunk_pages = np.zeros(count, np.int64)
         self._page_rows = np.zeros(count, np.int64)
         self._files = np.zeros(count, np.uint32)
-        total = int((np.diff(self.first_page) * self.page_bytes).sum())
-        self.is_paged = total > memory_bytes
-        self.pages: Resident | Paged = (
-            Paged(self, max(memory_bytes, 64 << 20)) if self.is_paged else Resident(self)
-        )
+        self.pages_at = np.zeros(count, np.int64)
+        """First byte of page 0 in each index met so far."""
+        self._index_files = np.zeros(count, np.uint32)
+        self.pages = Pages(self, memory_bytes)
 
     def __len__(self) -> int:
         return int(self.first_id[-1])
@@ -128,7 +149,10 @@ class RowIndexes:
             shard = np.searchsorted(self.first_id, ids, side="right") - 1
             row = ids - self.first_id[shard]
         if self._unmet and (self._layout_of[shard] < 0).any():
-            self.pages.load(np.unique(shard[self._layout_of[shard] < 0]))
+            with self.lock:
+                missing = np.unique(shard[self._layout_of[shard] < 0])
+                if len(missing):
+                    self._meet(missing.tolist())
         per = self._chunk_rows[shard]
         if self._is_regular:
             chunk = row // per
@@ -156,8 +180,15 @@ class RowIndexes:
                 mine = shard == number
                 page[mine] = self.table(int(number)).first_page[places.chunk[mine]] + in_chunk[mine]
         slots = places.row - in_chunk * per
-        arena, at = self.pages.addresses(shard, page)
         out = Located.empty(len(shard), wanted)
+        with self.lock:  # another thread's pages must not take the slots before they are read
+            self._locate(shard, page, slots, wanted, out)
+        return out, self._files[shard]
+
+    def _locate(
+        self, shard: NDArray[np.int64], page: NDArray[np.int64], slots: NDArray[np.int64], wanted: Wanted, out: Located
+    ) -> None:
+        arena, at = self.pages.addresses(shard, page)
         if len(self.layouts) == 1:
             rows = np.arange(len(shard))
             locate(arena, at, slots, rows, program_for(self.layouts[0], wanted), out)
@@ -166,10 +197,33 @@ class RowIndexes:
             for number in np.unique(layouts):
                 rows = np.flatnonzero(layouts == number)
                 locate(arena, at[rows], slots[rows], rows, program_for(self.layouts[number], wanted), out)
-        return out, self._files[shard]
 
-    def admit(self, shard: int, data: NDArray[np.uint8]) -> IndexHeader:
-        """Check a header's bytes and take note of it."""
+    @property
+    def lock(self) -> threading.Lock:
+        """Held while pages come and go. A forked child has one of its own: its parent's may be held by nobody there."""
+        if self._lock[0] != os.getpid():
+            self._lock = (os.getpid(), threading.Lock())
+        return self._lock[1]
+
+    def index_files(self, shard: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """Return the store's handle of each shard's row index."""
+        return self._index_files[shard]
+
+    def _meet(self, shards: list[int]) -> None:
+        """Fetch and check the headers of shards, a bounded number of bytes at a time."""
+        while shards:
+            sizes = np.cumsum(self.header_bytes[shards])
+            count = max(int(np.searchsorted(sizes, _REQUEST_BYTES)), 1)
+            now, shards = shards[:count], shards[count:]
+            extents = [
+                Extent(self.shards.name("index", s), int(self.index_bytes[s]), 0, int(self.header_bytes[s]), "index header")
+                for s in now
+            ]
+            for shard, data in zip(now, fetch(self.store, extents), strict=True):
+                self.admit(shard, self.checked_header(shard, data))
+
+    def checked_header(self, shard: int, data: NDArray[np.uint8]) -> IndexHeader:
+        """Return a header after checking its bytes against the manifest. Raises CorruptData."""
         name = self.shards.name("index", shard)
         header = parse_header(
             data.tobytes(), self.tree, self.shards.digests[shard].tobytes(), f"{self.store.uri}: {name}"
@@ -180,11 +234,21 @@ class RowIndexes:
             stated, pages, int(self.page_bytes[shard]), int(self.data_bytes[shard]),
         ) or header.index_bytes != int(self.index_bytes[shard]):  # fmt: skip
             raise CorruptData(f"{self.store.uri}: {name}: the row index and the manifest disagree on counts or lengths")
+        return header
+
+    def admit(self, shard: int, header: IndexHeader) -> None:
+        """Take note of a shard of which all that is kept was checked: from now on it is read without asking again."""
+        if self._layout_of[shard] >= 0:
+            return
         if header.layout not in self.layouts:
             self.layouts.append(header.layout)
             self.whole_columns |= header.layout.tree.whole
             self.has_checksums &= header.layout.checksums
         self.headers[shard] = header
+        self.pages.admit(shard, header)
+        self.pages_at[shard] = header.pages_at
+        name = self.shards.name("index", shard)
+        self._index_files[shard] = self.store.handle(name, int(self.index_bytes[shard]))
         self._chunk_rows[shard] = header.chunk_rows
         self._is_regular &= bool(header.chunk_rows)
         self._chunk_pages[shard] = header.pages_per_chunk if header.chunk_rows else 0
@@ -192,7 +256,6 @@ class RowIndexes:
         self._files[shard] = self.store.handle(self.shards.name("data", shard), int(self.data_bytes[shard]))
         self._layout_of[shard] = self.layouts.index(header.layout)
         self._unmet -= 1
-        return header
 
     def table(self, shard: int) -> ChunkTable:
         """Return a shard's chunk table, fetched and checked when first asked for."""
@@ -208,100 +271,37 @@ class RowIndexes:
             found = self.tables[shard] = ChunkTable.parse(data.tobytes(), header, f"{self.store.uri}: {name}")
         return found
 
-    def check_pages(
-        self, data: NDArray[np.uint8], shard: NDArray[np.int64], page: NDArray[np.int64]
-    ) -> None:
-        """Hold pages, one behind the other, against the CRCs in their headers; raise CorruptData for the first bad one."""
-        sizes = self.page_bytes[shard].astype(np.uint64)
-        offsets = (np.cumsum(sizes) - sizes).astype(np.uint64)
-        found = np.empty(len(shard), np.uint32)
-        _native.crc32c_spans(data, offsets, sizes, found)
-        expected = np.array([self.headers[int(s)].page_crcs[p] for s, p in zip(shard, page, strict=True)], np.uint32)
-        if (found != expected).any():
-            bad = int(np.argmax(found != expected))
-            name = self.shards.name("index", int(shard[bad]))
-            raise CorruptData(
-                f"{self.store.uri}: {name}: page {page[bad]} of the row index has CRC32C {found[bad]:#010x}, expected "
-                f"{expected[bad]:#010x}: the file was damaged after it was written; restore it, or index or convert again"
-            )
 
-
-class Resident:
-    """Every page of a touched shard stays in memory."""
-
-    def __init__(self, indexes: RowIndexes) -> None:
-        self._all = indexes
-        sizes = np.diff(indexes.first_page) * indexes.page_bytes
-        self._at: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)])
-        # Not touched until a shard is: the system gives memory page by page.
-        self._arena = np.empty(int(self._at[-1]), np.uint8)
-
-    def load(self, shards: NDArray[np.int64]) -> None:
-        """Fetch whole indexes of shards, a bounded number of bytes at a time."""
-        of = self._all
-        group: list[int] = []
-        for shard in shards.tolist():
-            group.append(shard)
-            if of.index_bytes[group].sum() >= _REQUEST_BYTES or shard == int(shards[-1]):
-                self._load(group)
-                group = []
-
-    def _load(self, shards: Sequence[int]) -> None:
-        of = self._all
-        extents = [
-            Extent(of.shards.name("index", s), int(of.index_bytes[s]), 0, int(of.index_bytes[s]), "row index")
-            for s in shards
-        ]
-        for shard, data in zip(shards, fetch(of.store, extents), strict=True):
-            header = of.admit(shard, data[: of.header_bytes[shard]])
-            if header.page_count:
-                pages = data[header.pages_at :]
-                numbers = np.arange(header.page_count)
-                of.check_pages(pages, np.full(header.page_count, shard), numbers)
-                self._arena[self._at[shard] : self._at[shard + 1]] = pages
-            table = data[header.header_bytes : header.header_bytes + header.table_bytes]
-            if not header.chunk_rows or header.layout.tree.whole:
-                self._keep_table(shard, header, table)
-
-    def _keep_table(self, shard: int, header: IndexHeader, data: NDArray[np.uint8]) -> None:
-        of = self._all
-        name = f"{of.store.uri}: {of.shards.name('index', shard)}"
-        if _native.crc32c(data) != header.table_crc:
-            raise CorruptData(f"{name}: the chunk table does not have the CRC32C that its header names")
-        of.tables[shard] = ChunkTable.parse(data.tobytes(), header, name)
-
-    def addresses(
-        self, shard: NDArray[np.int64], page: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the arena and where in it each page begins."""
-        return self._arena, self._at[shard] + page * self._all.page_bytes[shard]
-
-
-class Paged:
-    """Pages come one by one into slots; a slot that was not used lately makes room (second chance)."""
+class Pages:
+    """Index pages in slots of one arena; when it is full, those not used lately make room (second chance)."""
 
     def __init__(self, indexes: RowIndexes, memory_bytes: int) -> None:
-        self._all = indexes
-        self._slot_bytes = int(indexes.page_bytes.max(initial=4096))
-        self._slots = max(memory_bytes // self._slot_bytes, 16)
+        of = self._all = indexes
+        self._slot_bytes = int(of.page_bytes.max(initial=4096))
+        total = int(of.first_page[-1])
+        self._slots = max(min(memory_bytes // self._slot_bytes, total), 1)
+        # What nobody has touched costs no memory: the system gives it page by page.
         self._arena = np.empty(self._slots * self._slot_bytes, np.uint8)
-        # slot + 1 of each page, 0 where it is not here; zeros that nobody touched cost no memory.
-        self._slot_of = np.zeros(int(indexes.first_page[-1]), np.int32)
-        self._page_in = np.full(self._slots, -1, np.int64)
-        self._used = np.zeros(self._slots, np.int8)
+        self._slot_of = np.zeros(total, np.int32)
+        """Slot + 1 of each page, 0 where it is not here."""
+        self._crcs = np.empty(total, np.uint32)
+        self._page_in = np.full(self._slots, -1, np.int64) if self.is_bounded else None
+        self._used = np.zeros(self._slots if self.is_bounded else 0, np.int8)
         self._hand = 0
+        self._free = 0
+        """Slots from here on were never used."""
         self.fetched = 0
         """Pages read so far."""
 
-    def load(self, shards: NDArray[np.int64]) -> None:
-        """Fetch headers of shards."""
-        of = self._all
-        extents = [
-            Extent(of.shards.name("index", s), int(of.index_bytes[s]), 0, int(of.header_bytes[s]), "index header")
-            for s in shards.tolist()
-        ]
-        for shard, data in zip(shards.tolist(), fetch(of.store, extents), strict=True):
-            of.admit(shard, data)
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there are more pages than slots."""
+        return len(self._slot_of) > self._slots
+
+    def admit(self, shard: int, header: IndexHeader) -> None:
+        """Take note of the checksums that a shard's header vouches for."""
+        first = int(self._all.first_page[shard])
+        self._crcs[first : first + header.page_count] = header.page_crcs
 
     def addresses(
         self, shard: NDArray[np.int64], page: NDArray[np.int64]
@@ -309,49 +309,70 @@ class Paged:
         """Return the arena and where in it each page begins; fetches pages that are not here."""
         numbers = self._all.first_page[shard] + page
         slots = self._slot_of[numbers]
-        here = slots[slots > 0] - 1
-        self._used[here] = _USED
-        if len(here) < len(slots):
-            self._used[here] = _PINNED
-            missing, where = np.unique(numbers[slots == 0], return_index=True)
-            self._fetch(missing, shard[slots == 0][where], page[slots == 0][where])
+        missing = slots == 0
+        if missing.any():
+            if self.is_bounded:
+                self._used[slots[~missing] - 1] = _PINNED
+            wanted, where = np.unique(numbers[missing], return_index=True)
+            self._fetch(wanted, shard[missing][where], page[missing][where])
             slots = self._slot_of[numbers]
+        if self.is_bounded:
             self._used[slots - 1] = _USED
         return self._arena, (slots.astype(np.int64) - 1) * self._slot_bytes
 
     def _fetch(self, numbers: NDArray[np.int64], shard: NDArray[np.int64], page: NDArray[np.int64]) -> None:
+        """Read pages together, check them, and give each a slot."""
         of = self._all
-        pinned = int((self._used == _PINNED).sum())
-        if len(numbers) + pinned > self._slots:
-            raise OptionError(
-                f"a batch needs {len(numbers) + pinned:,} pages of the row index at once, {self._slots:,} fit into "
-                f"{self._arena.nbytes:,} bytes; take smaller batches or raise index_memory_bytes"
-            )
-        extents = []
-        for s, p in zip(shard.tolist(), page.tolist(), strict=True):
-            header = of.headers[s]
-            size = header.layout.page_bytes
-            extents.append(
-                Extent(
-                    of.shards.name("index", s), int(of.index_bytes[s]), header.pages_at + p * size, size,
-                    f"page {p} of the row index", int(header.page_crcs[p]),
-                )  # fmt: skip
-            )
-        for number, data in zip(numbers.tolist(), fetch(of.store, extents), strict=True):
-            slot = self._room()
-            start = slot * self._slot_bytes
-            self._arena[start : start + len(data)] = data
-            self._page_in[slot], self._used[slot], self._slot_of[number] = number, _PINNED, slot + 1
+        slots = self._rooms(len(numbers))
+        sizes = of.page_bytes[shard].astype(np.uint64)
+        reads = np.zeros(len(numbers), READ)
+        reads["file"] = of.index_files(shard)
+        reads["offset"] = of.pages_at[shard] + page * of.page_bytes[shard]
+        reads["size"] = sizes
+        reads["slot"] = starts = np.cumsum(sizes) - sizes
+        reads["crc"] = self._crcs[numbers]
+        reads["flags"] = HAS_CRC
+        (pending,) = of.store.submit(reads, np.array([len(reads)], np.uint64), sizes.sum().reshape(1, 1))
+        wait(pending)
+        failure = pending.failure()
+        if failure is not None:
+            bad = reads[failure.index]
+            name = of.shards.name("index", int(shard[failure.index]))
+            what = f"page {page[failure.index]} of the row index"
+            raise explain(failure, of.store.uri, name, what, int(bad["offset"]), int(bad["size"]))
+        (data,) = pending.take()
+        if (sizes == self._slot_bytes).all():
+            self._arena.reshape(-1, self._slot_bytes)[slots] = data.reshape(-1, self._slot_bytes)
+        else:
+            for slot, start, size in zip(slots.tolist(), starts.tolist(), sizes.tolist(), strict=True):
+                at = slot * self._slot_bytes
+                self._arena[at : at + size] = data[start : start + size]
+        self._slot_of[numbers] = slots + 1
+        if self._page_in is not None:
+            self._page_in[slots] = numbers
         self.fetched += len(numbers)
 
-    def _room(self) -> int:
-        """A free slot, or the first one not used since the hand last passed."""
-        while True:
-            slot = self._hand
-            self._hand = (self._hand + 1) % self._slots
+    def _rooms(self, count: int) -> NDArray[np.int64]:
+        """Slots for so many pages, emptied if need be."""
+        fresh = min(count, self._slots - self._free)
+        slots = np.arange(self._free, self._free + fresh)
+        self._free += fresh
+        if fresh == count or self._page_in is None:
+            return slots
+        pinned = int((self._used == _PINNED).sum())
+        if count + pinned > self._slots:
+            raise OptionError(
+                f"a batch needs {count + pinned:,} pages of the row index at once, {self._slots:,} fit into "
+                f"{self._arena.nbytes:,} bytes; take smaller batches or raise index_memory_bytes"
+            )
+        found: list[int] = []
+        self._used[slots] = _PINNED
+        while len(found) < count - fresh:
+            slot, self._hand = self._hand, (self._hand + 1) % self._slots
             if self._used[slot]:
                 self._used[slot] -= self._used[slot] == _USED
                 continue
-            if self._page_in[slot] >= 0:
-                self._slot_of[self._page_in[slot]] = 0
-            return slot
+            self._used[slot] = _PINNED
+            self._slot_of[self._page_in[slot]] = 0
+            found.append(slot)
+        return np.concatenate([slots, np.array(found, np.int64)])

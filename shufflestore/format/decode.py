@@ -151,7 +151,10 @@ class _Decoder:
             return Column(type_, total, valid, offsets, None, (child,))
         if pt.is_fixed_size_list(type_):
             size = type_.list_size
-            entries = np.full(total, size) if per_record is None else per_record * size
+            # One entry a record is as good as the record itself: such a list of one stands at row depth.
+            entries = None if per_record is None and size == 1 else (
+                np.full(total, size) if per_record is None else per_record * size
+            )
             child = self.node(self.tree_node(node.children[0]), entries, total * size)
             return Column(type_, total, valid, None, None, (child,))
         if pt.is_struct(type_):
@@ -251,7 +254,7 @@ class _Decoder:
         if copied is None and node.data in self.wide:
             return raw.view(self.wide[node.data])
         kind = numpy_type(node.type)
-        values = raw.view(kind) if kind is not None else raw.reshape(-1, width)
+        values = raw.view(kind) if kind is not None else raw.reshape(total, width)
         return values.reshape(total) if kind is not None else values
 
     def blank(self, node: Node, raw: NDArray[np.uint8]) -> None:

@@ -260,7 +260,7 @@ class _Index:
         """The bytes [lo, hi) of the file that each row reads of a buffer; checked to be in the buffer."""
         first, count = self._counts(chunk, buffer)
         offset, length = (int(v) for v in chunk.buffers[buffer.number])
-        if buffer.width:
+        if buffer.role in (Role.OFFSETS, Role.VALUES):
             extra = buffer.role == Role.OFFSETS
             lo, hi = first * buffer.width, (first + count + extra) * buffer.width
         else:

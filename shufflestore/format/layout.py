@@ -98,6 +98,11 @@ def layout_of(tree: Tree, present: tuple[bool, ...], checksums: bool) -> Layout:
     page = MIN_PAGE
     while page < head + (MIN_ROWS + 1) * entry:
         page *= 2
+    if page > MAX_PAGE:
+        raise UnsupportedFeature(
+            f"{len(tree.schema):,} columns with {len(tree.buffers):,} buffers need index pages of {page:,} bytes, allowed "
+            f"are {MAX_PAGE:,}; pack columns into lists"
+        )
     return Layout(
         tree, present, checksums, bits, copied, bit_bytes + used, starts, tuple(reads), crcs, entry, head,
         page, (page - head) // entry - 1,
@@ -187,7 +192,10 @@ def parse_header(data: bytes, tree: Tree, digest: bytes | None, name: str) -> In
      described, zero) = values  # fmt: skip
     if size != len(data) or size != FIXED.size + described + 4 * pages or zero or flags & ~CHECKSUMS:
         raise CorruptData(f"{name}: the header's own lengths disagree with its {len(data):,} bytes")
-    layout = _layout(data[FIXED.size : FIXED.size + described], bool(flags & CHECKSUMS), tree, name)
+    try:
+        layout = _layout(data[FIXED.size : FIXED.size + described], bool(flags & CHECKSUMS), tree)
+    except FormatError as cause:
+        raise type(cause)(f"{name}: {cause}") from cause
     crcs = np.frombuffer(data, "<u4", pages, FIXED.size + described)
     header = IndexHeader(
         layout, rows, shard, total, chunks, pages, chunk_rows, table, table_crc, outside, crcs, size
@@ -208,27 +216,27 @@ def _regular(header: IndexHeader) -> bool:
 
 
 @lru_cache(maxsize=256)  # shards of a data set share a handful of layouts
-def _layout(described: bytes, checksums: bool, tree: Tree, name: str) -> Layout:
+def _layout(described: bytes, checksums: bool, tree: Tree) -> Layout:
     try:
-        value: dict[str, Any] = json.loads(described)
-        features = set(value.get("features", ()))
+        value: dict[str, Any] = dict(json.loads(described))
+        features = {str(feature) for feature in value.get("features", ())}
         whole = frozenset(int(column) for column in value["whole"])
         digest = bytes.fromhex(value["schema"])
         bits = np.frombuffer(bytes.fromhex(value["present"]), np.uint8)
-    except (ValueError, KeyError, TypeError) as cause:
-        raise CorruptData(f"{name}: the header's description is damaged ({cause})") from cause
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as cause:
+        raise CorruptData(f"the header's description is damaged ({cause!r})") from cause
     if features - FEATURES:
         raise UnsupportedFeature(
-            f"{name}: needs {sorted(features - FEATURES)}, unknown to this version; install a newer shufflestore"
+            f"needs {sorted(features - FEATURES)}, unknown to this version; install a newer shufflestore"
         )
     if digest != schema_digest(tree.schema):
-        raise CorruptData(f"{name}: the row index was made for another schema than the data set's")
+        raise CorruptData("the row index was made for another schema than the data set's")
     if whole != tree.whole:
         if not whole <= set(range(len(tree.schema))):
-            raise CorruptData(f"{name}: the header names columns {sorted(whole)} that the schema does not have")
+            raise CorruptData(f"the header names columns {sorted(whole)} that the schema does not have")
         tree = _tree_with(tree.schema, whole)
     if tree.whole != whole or len(bits) != -(-len(tree.buffers) // 8):
-        raise CorruptData(f"{name}: the header's list of buffers does not fit the schema")
+        raise CorruptData("the header's list of buffers does not fit the schema")
     present = np.unpackbits(bits, count=len(tree.buffers), bitorder="little").astype(bool)
     return layout_of(tree, tuple(present.tolist()), checksums)
 

@@ -62,7 +62,7 @@ class Part:
         inside = all(a + b <= size for a, b in part.buffers) and all(nulls <= length for length, nulls in part.nodes)
         known = part.codec is None or part.codec in _CODECS
         if offset + size > shard_bytes or not inside or not known or not part.nodes or (crc or 0) >= 2**32:
-            raise CorruptData(f"the chunk table places a whole column at [{offset}, {offset + size}), outside the shard")
+            raise CorruptData(f"the chunk table places a whole column at [{offset}, {offset + size}) of {shard_bytes} bytes")
         return part
 
 
@@ -175,13 +175,13 @@ def _decode(array: pa.Array, target: pa.DataType) -> pa.Array:
         return pa.UnionArray.from_dense(array.type_codes, array.offsets, children, names, kind.type_codes)
     if pt.is_string_view(kind) or pt.is_binary_view(kind):
         return array.cast(target)
+    if pt.is_map(kind):
+        offsets = pa.array(np.asarray(array.offsets))  # a copy: a mask wants offsets that are no slice
+        return pa.MapArray.from_arrays(offsets, decoded(array.keys), decoded(array.items), target, mask=mask)
     # Lists of all kinds. Not by cast: pyarrow 26 leaves the last offset of a list view unset.
     flat = decoded(array.flatten())
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64)
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    if pt.is_map(kind):
-        keys, items = flat.flatten()
-        return pa.MapArray.from_arrays(pa.array(ends, pa.int32()), keys, items, target, mask=mask)
     if pt.is_list(target):
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, target, mask=mask)
     return pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), flat, target, mask=mask)

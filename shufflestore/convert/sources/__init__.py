@@ -133,7 +133,7 @@ class FileSource:
         self._options = options
         self._schema = resolved
         self._listed: list[InputFile] | None = None
-        self._cut: list[Piece] | None = None
+        self._pieces: list[Piece] | None = None
 
     @property
     def is_replayable(self) -> bool:
@@ -148,9 +148,9 @@ class FileSource:
 
     def pieces(self) -> list[Piece]:
         """Return the pieces in order; see `Source.pieces`."""
-        if self._cut is None:
-            self._cut = self._find_pieces()
-        return list(self._cut)
+        if self._pieces is None:
+            self._pieces = self._find_pieces()
+        return list(self._pieces)
 
     def spec(self) -> SourceSpec | None:
         """Return what another process needs; see `Source.spec`."""

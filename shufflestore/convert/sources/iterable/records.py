@@ -55,15 +55,17 @@ class _ScalarColumn:
             self._low, self._high = int(limits.min), int(limits.max)
 
     def add(self, value: Any) -> int:
-        if isinstance(value, (np.integer, np.floating)):
-            value = value.item()
-        is_easy = type(value) is self._easy and self._low <= value <= self._high
-        if not is_easy and value is not None:
-            encode([value], self._type)
-            if isinstance(value, np.ndarray):
-                value = value.item()
+        if type(value) is not self._easy or not self._low <= value <= self._high:
+            value = self._checked(value)
         self._values.append(value)
         return self._width
+
+    def _checked(self, value: Any) -> Any:
+        if isinstance(value, (np.integer, np.floating, np.ndarray)) and value.ndim == 0:
+            value = value.item()
+        if value is not None:
+            encode([value], self._type)
+        return value
 
     def undo(self) -> None:
         self._values.pop()
@@ -137,30 +139,35 @@ class _ArrayColumn:
         self._fixed = self._storage.list_size if pt.is_fixed_size_list(self._storage) else None
         self._dtype = dtype
         self._items = {int, float} if dtype.kind == "f" else {int}
+        self._width = dtype.itemsize
         self._block = np.empty(_FEW, dtype)
+        self._room = _FEW
         self._used = 0
         self._lengths: list[int] = []
         self._nulls: list[int] = []
         self._done: list[pa.Array] = []
 
     def add(self, value: Any) -> int:
-        if type(value) is not np.ndarray or value.dtype != self._dtype:
+        if type(value) is not np.ndarray or (value.dtype is not self._dtype and value.dtype != self._dtype):
             return self._add_other(value)
-        size = value.size
-        if self._shape is None:
-            if value.ndim != 1 or (self._fixed is not None and size != self._fixed):
-                raise Misfit(f"its shape is {value.shape}")
-        elif value.shape != self._shape:
-            raise Misfit(f"its shape is {value.shape}, not {self._shape}")
-        else:
+        shape = value.shape
+        if self._shape is not None:
+            if shape != self._shape:
+                raise Misfit(f"its shape is {shape}, not {self._shape}")
             value = value.reshape(-1)
-        stop = self._used + size
-        if stop > self._block.size:
+            size = len(value)
+        elif len(shape) == 1 and (self._fixed is None or shape[0] == self._fixed):
+            size = shape[0]
+        else:
+            raise Misfit(f"its shape is {shape}")
+        used = self._used
+        stop = used + size
+        if stop > self._room:
             self._grow(stop)
-        self._block[self._used : stop] = value
+        self._block[used:stop] = value
         self._used = stop
         self._lengths.append(size)
-        return int(value.nbytes) + 8
+        return size * self._width + 8
 
     def _add_other(self, value: Any) -> int:
         if value is None:
@@ -189,7 +196,7 @@ class _ArrayColumn:
             raise Misfit(f"{wanted:,} items do not fit {self._storage}; use a large_list")
         block = np.empty(max(wanted, 2 * self._block.size), self._dtype)
         block[: self._used] = self._block[: self._used]
-        self._block = block
+        self._block, self._room = block, block.size
 
     def _seal(self) -> None:
         if not self._lengths:
@@ -309,7 +316,7 @@ class RecordBuilder:
 
     def _append(self, record: Mapping[str, Any], number: int) -> None:
         values = record
-        if not isinstance(record, dict) or record.keys() != self._names:
+        if type(record) is not dict or record.keys() != self._names:
             values = self._complete(record, number)
         for name in self._required:
             if values[name] is None:

@@ -54,6 +54,7 @@ class IterableSource:
             given = self._options.schema
             found = given if isinstance(given, pa.Schema) else infer_schema(self._head, given)
             self._schema = resolve_schema(found, self._options, f"the first record of the {self._name}")
+            self._digest = self._digest_head(self._schema)
             if self.is_replayable:
                 self._head = []
         return self._schema
@@ -72,9 +73,7 @@ class IterableSource:
             SourceError: An iterator was read before.
             SchemaError: A record does not fit; it is named by its number, from 0.
         """
-        schema = self.schema()
-        takes_some = self._options.columns is not None or isinstance(self._options.schema, pa.Schema)
-        builder = RecordBuilder(schema, batch_bytes=self._options.batch_bytes, ignores_other_keys=takes_some)
+        builder = self._builder(self.schema())
         for record in self._records():
             batch = builder.add(record)
             if batch is not None:
@@ -107,6 +106,19 @@ class IterableSource:
         head, self._head = self._head, []
         return chain(head, self._rest)
 
+    def _builder(self, schema: pa.Schema) -> RecordBuilder:
+        takes_some = self._options.columns is not None or isinstance(self._options.schema, pa.Schema)
+        return RecordBuilder(schema, batch_bytes=self._options.batch_bytes, ignores_other_keys=takes_some)
+
+    def _digest_head(self, schema: pa.Schema) -> str:
+        digest = hashlib.sha256()
+        builder = self._builder(schema)
+        batches = [builder.add(record) for record in self._head]
+        for batch in [*batches, builder.flush()]:
+            if batch is not None:
+                digest.update(batch.serialize())
+        return digest.hexdigest()
+
     def _look(self) -> None:
         """Take the first records."""
         records = iter(self._open())
@@ -122,10 +134,6 @@ class IterableSource:
             raise SourceError(f"the {self._name} gives no records; check it, an iterator may have been used up before")
         self._head, self._rest = head, records
         self._head_bytes, self._head_count = size, len(head)
-        digest = hashlib.sha256()
-        for record in head:
-            digest.update(repr(sorted(record.items())).encode("utf-8", "backslashreplace"))
-        self._digest = digest.hexdigest()
 
 
 def _opener(source: Any) -> tuple[Callable[[], Iterable[Any]], bool]:
