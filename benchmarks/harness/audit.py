@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,15 @@ class Opened:
     offsets: Any
 
 
-def check_batch(batch: Opened, record_count: int) -> NDArray[np.int64]:
+def check_batch(
+    batch: Opened, record_count: int, lengths_of: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lengths_of
+) -> NDArray[np.int64]:
     """Hold every token of a batch against what its ids say; return the ids.
+
+    Args:
+        batch: What was delivered.
+        record_count: Of the data set.
+        lengths_of: Tokens of each record.
 
     Raises:
         Wrong: Naming the first bad record.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness.audit import Wrong, check_batch, check_ids
-from benchmarks.harness.workload import Workload, ids_of
+from benchmarks.harness.workload import Workload, ids_of, lengths_of
 from benchmarks.loaders import Rival
 
 __all__ = ["Comparison", "Contender", "Epoch", "Sample", "Timed"]
@@ -87,6 +87,8 @@ class Epoch:
     rival: Rival
     workload: Workload
     cap_seconds: float
+    lengths_of: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lengths_of
+    """Tokens of each record."""
 
     @property
     def name(self) -> str:
@@ -121,25 +123,28 @@ class Epoch:
         if close is not None:
             close()
         for batch in kept if not rival.is_reused else [last]:
-            check_batch(rival.opened(batch), self.workload.record_count)
+            self._check(batch)
         check_ids(ids, self.workload.record_count, is_whole)
         counted = ids[1:] if rival.is_slow else ids
         return Sample(seconds, sum(len(one) for one in counted), cpu)
 
     def prove(self) -> None:
-        """Check every token of an untimed epoch, or of as much of it as ten caps allow."""
+        """Check every token of an untimed epoch, or of as much of it as `cap_seconds` allow."""
         ids: list[NDArray[np.int64]] = []
         is_whole = True
         start = time.perf_counter()
         iterator = self.rival.batches(0)
         for batch in iterator:
-            ids.append(check_batch(self.rival.opened(batch), self.workload.record_count))
+            ids.append(self._check(batch))
             if self.rival.is_slow and time.perf_counter() - start > self.cap_seconds:
                 is_whole = False
                 break
         check_ids(ids, self.workload.record_count, is_whole)
         if not ids:
             raise Wrong(f"{self.rival.name} delivered nothing")
+
+    def _check(self, batch: Any) -> NDArray[np.int64]:
+        return check_batch(self.rival.opened(batch), self.workload.record_count, self.lengths_of)
 
 
 @dataclass

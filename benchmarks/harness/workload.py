@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +62,11 @@ def lengths_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
     return (SHORTEST + (_mix(ids) % span).astype(np.int64)).astype(np.int64)
 
 
+def fixed_lengths_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (n,) tokens of each record of the fixed set: 2,048."""
+    return np.full(len(ids), FIXED_TOKENS)
+
+
 def tokens_of(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int32]:
     """Return the tokens of records end to end, each in [0, 65536)."""
     before = np.cumsum(lengths) - lengths
@@ -72,8 +77,7 @@ def tokens_of(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.
 
 def fixed_tokens_of(ids: NDArray[np.int64]) -> NDArray[np.uint16]:
     """Return (n, 2048) tokens of the fixed set."""
-    lengths = np.full(len(ids), FIXED_TOKENS)
-    return tokens_of(ids, lengths).astype(np.uint16).reshape(len(ids), FIXED_TOKENS)
+    return tokens_of(ids, fixed_lengths_of(ids)).astype(np.uint16).reshape(len(ids), FIXED_TOKENS)
 
 
 def table_of(ids: NDArray[np.int64]) -> pa.RecordBatch:
@@ -102,6 +106,10 @@ class Workload:
     def fixed_count(self) -> int:
         """Records of the fixed set: 4 KiB each, a fifth of the bytes."""
         return max(self.record_count // 10, 500)
+
+    def fixed_part(self) -> Workload:
+        """The fixed set as a workload of its own: fewer, larger records, batches of 32."""
+        return replace(self, record_count=self.fixed_count, batch_size=32)
 
     @property
     def convert_count(self) -> int:
@@ -208,17 +216,38 @@ class Workload:
     def _once(self, name: str, build: Callable[[Path], None]) -> Path:
         """Return the form called `name`, built if it is not there; safe beside other processes."""
         path = self.folder / f"tokens-{self.record_count}" / name
-        if path.exists():
+        if path in _SEEN:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f"{name}.lock")):
-            if not path.exists():
+            if not _is_usable(path):
                 partial = path.with_name(f"{name}.partial")
-                if partial.is_dir():
-                    shutil.rmtree(partial)
+                for old in (partial, path):
+                    if old.is_dir():
+                        shutil.rmtree(old)
                 build(partial)
                 partial.rename(path)
+        _SEEN.add(path)
         return path
+
+
+_SEEN: set[Path] = set()
+"""Forms that this process has looked at already."""
+
+
+def _is_usable(path: Path) -> bool:
+    """Whether a form is there, and if it is ours, in a format that this version reads."""
+    if not (path / "snapshots").is_dir() and not (path / ".shufflestore").is_dir():
+        return path.exists()
+    from shufflestore.dataset.opening import open as open_dataset
+    from shufflestore.errors import ShuffleStoreError
+
+    try:
+        with open_dataset(path) as data:
+            data.take([0, len(data) - 1])
+    except ShuffleStoreError:
+        return False
+    return True
 
 
 @contextmanager

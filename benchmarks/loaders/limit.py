@@ -7,6 +7,7 @@ clock), the buffer is warm and the same each time, nothing is checked, no tensor
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,47 +15,59 @@ from numpy.typing import NDArray
 
 import shufflestore as ss
 from benchmarks.harness.audit import Opened
-from benchmarks.harness.workload import Workload, labels_of, lengths_of
+from benchmarks.harness.workload import FIXED_TOKENS, Workload, fixed_lengths_of, ids_of, labels_of, lengths_of
 from shufflestore import _native
 from shufflestore.orders.epoch import make_order
 
-__all__ = ["rivals"]
+__all__ = ["CLoop", "WidenLoop", "rivals"]
 
 
 class _Batch(NamedTuple):
     labels: NDArray[np.int64]
-    buffer: NDArray[np.uint8]
+    buffer: NDArray[Any]
 
 
 class CLoop:
-    """`gather_limit` over the shards of the converted store, joined in one map."""
+    """`gather_limit` over the shards of a converted store, joined in one map."""
 
     name = "plain C gather loop"
     is_slow = False
     is_reused = True
+    kind: Any = np.int32
+    """Of the tokens in the buffer."""
+
+    def __init__(self, store: Path | None = None) -> None:
+        """Say where the store is; None for the workload's token set."""
+        self._store = store
 
     def prepare(self, workload: Workload) -> None:
         """Find out where every record's tokens are."""
         self._size = workload.batch_size
         self._count = workload.record_count
-        with ss.open(workload.store()) as data:
-            reading = data.reading
-            projection = data.projection(["tokens"])
-            ids = np.arange(self._count)
-            places = reading.indexes.find(ids)
-            located, _ = reading.indexes.locate(places, projection.wanted)
-            tokens = int(np.argmax(located.size.sum(axis=0)))
-            names = [reading.indexes.shards.name("data", i) for i in range(len(reading.indexes.shards))]
-            root = workload.store()
-        maps = [np.asarray(np.memmap(root / name, np.uint8, "r")) for name in names]
-        # gather_limit takes one range of memory: offsets are counted from the lowest map.
-        starts = np.array([m.__array_interface__["data"][0] for m in maps], np.uint64)
-        base, end = int(starts.min()), max(int(s) + len(m) for s, m in zip(starts, maps, strict=True))
-        self._maps = maps
+        root = self._store or workload.store()
+        with ss.open(root) as data:
+            indexes = data.reading.indexes
+            places = indexes.find(np.arange(self._count))
+            located, _ = indexes.locate(places, data.projection(["tokens"]).wanted)
+            names = [indexes.shards.name("data", i) for i in range(len(indexes.shards))]
+        tokens = int(np.argmax(located.size.sum(axis=0)))
+        self._maps = [np.asarray(np.memmap(root / name, np.uint8, "r")) for name in names]
+        # The loop takes one range of memory: offsets are counted from the lowest map.
+        starts = np.array([m.__array_interface__["data"][0] for m in self._maps], np.uint64)
+        base = int(starts.min())
+        end = max(int(start) + len(m) for start, m in zip(starts, self._maps, strict=True))
         self._data = _joined(base, end - base)
         self._offset = located.offset[:, tokens] + (starts - np.uint64(base))[places.shard]
         self._bytes = np.ascontiguousarray(located.size[:, tokens])
-        self._out = np.zeros(workload.batch_size * 4096 + 4096, np.uint8)
+        self._out = self.buffer(workload)
+
+    def buffer(self, workload: Workload) -> NDArray[Any]:
+        """Return the one buffer, large enough for any batch."""
+        return np.zeros(workload.batch_size * 4096, np.uint8)
+
+    def gather(self, offset: NDArray[np.uint64], size: NDArray[np.uint64]) -> None:
+        """Fill the buffer with a batch."""
+        _native.gather_limit(self._data, offset, size, self._out)
 
     def batches(self, epoch: int) -> Iterator[_Batch]:
         """Return the epoch's batches; their ranges are looked up before the clock starts."""
@@ -65,25 +78,47 @@ class CLoop:
         return self._gathered(work)
 
     def _gathered(self, work: list[tuple[Any, Any, Any]]) -> Iterator[_Batch]:
-        gather, data, out = _native.gather_limit, self._data, self._out
+        gather, out = self.gather, self._out
         for offset, size, labels in work:
-            gather(data, offset, size, out)
+            gather(offset, size)
             yield _Batch(labels, out)
 
     def labels(self, batch: _Batch) -> NDArray[np.int64]:
         """Return what the order said; the loop itself reads tokens only."""
         return batch.labels
 
+    def lengths(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return (n,) tokens of each record."""
+        return lengths_of(ids)
+
     def opened(self, batch: _Batch) -> Opened:
         """Return the tokens in the buffer."""
-        lengths = lengths_of(np.asarray(batch.labels) ^ labels_of(np.zeros(1, np.int64))[0])
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return Opened(batch.labels, batch.buffer.view(np.int32)[: offsets[-1]], offsets)
+        offsets = np.concatenate([[0], np.cumsum(self.lengths(ids_of(batch.labels)))])
+        return Opened(batch.labels, batch.buffer.view(self.kind)[: offsets[-1]], offsets)
 
     def close(self) -> None:
         """Let go of the maps."""
         self._data = self._out = None
         self._maps = []
+
+
+class WidenLoop(CLoop):
+    """`widen_limit` over the fixed set: each uint16 becomes an int64 in the buffer."""
+
+    name = "plain C copy-and-widen loop"
+    kind = np.int64
+
+    def buffer(self, workload: Workload) -> NDArray[np.int64]:
+        """Return the one buffer, (batch, 2048) end to end."""
+        return np.zeros(workload.batch_size * FIXED_TOKENS, np.int64)
+
+    def gather(self, offset: NDArray[np.uint64], size: NDArray[np.uint64]) -> None:
+        """Fill the buffer with a batch."""
+        _native.widen_limit(self._data, offset, size, self._out)
+
+    def lengths(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return 2,048 for each record."""
+        return fixed_lengths_of(ids)
 
 
 def _joined(address: int, size: int) -> NDArray[np.uint8]:

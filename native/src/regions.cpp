@@ -24,7 +24,7 @@ Regions::Regions(std::size_t map_size)
 void Regions::look(const std::uint8_t* base, std::size_t map_size, std::uint64_t region) noexcept {
   auto& state = states_[region];
   const auto left = state.load(std::memory_order_relaxed);
-  if (left > 0) {
+  if (left > 1) {
     state.store(static_cast<std::uint8_t>(left - 1), std::memory_order_relaxed);  // a lost count does no harm
     return;
   }
@@ -38,7 +38,12 @@ void Regions::look(const std::uint8_t* base, std::size_t map_size, std::uint64_t
   const auto here = std::count_if(resident.begin(), resident.begin() + static_cast<std::ptrdiff_t>(pages),
                                   [](unsigned char page) { return (page & 1) != 0; });
   // A few missing pages are fetched on the way: the kernel drops some of any large file now and then.
-  if (static_cast<std::size_t>(here) < pages - pages / 16) return;
+  if (static_cast<std::size_t>(here) < pages - pages / 16) {
+    // Cold: this engine is for data that memory can hold, so let the disk bring the region while the copy waits for
+    // its own page. Once only: where memory cannot hold it after all, that would read everything again and again.
+    if (left == 0) sys().madvise(at, size, MADV_WILLNEED);
+    return;
+  }
   // EINVAL before Linux 5.14, EFAULT where the file was cut short meanwhile: the copy finds out.
   if (sys().madvise(at, size, MADV_POPULATE_READ) == 0 || errno == EINVAL)
     state.store(kMapped, std::memory_order_relaxed);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <vector>
 
 namespace shufflestore {
 namespace {
@@ -159,8 +160,7 @@ std::int64_t locate(std::span<const std::uint8_t> arena, std::span<const std::in
                     const LocateTables& tables, const Located& out) {
   check(tables);
   constexpr std::size_t kAhead = 12;  // entries are anywhere in a large arena: ask for them before they are needed
-  Range few[64];
-  if (tables.levels.size() / 4 > 64) throw std::invalid_argument("locate: more than 64 levels in a projection");
+  std::vector<Range> levels(tables.levels.size() / 4);
   const auto missing = std::any_of(rows.begin(), rows.end(), [&](auto row) {
     return row < 0 || static_cast<std::size_t>(row) >= out.rows;
   });
@@ -177,7 +177,7 @@ std::int64_t locate(std::span<const std::uint8_t> arena, std::span<const std::in
     }
     Page page;
     if (!find(arena, pages[i], slots[i], tables.geometry, page) ||
-        !locate_one(page, tables, static_cast<std::size_t>(rows[i]), out, few))
+        !locate_one(page, tables, static_cast<std::size_t>(rows[i]), out, levels.data()))
       return static_cast<std::int64_t>(i);
   }
   return -1;

@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from shufflestore.errors import FormatError, NotFound, SourceError
 
 __all__ = ["Foreign", "ForeignSplit", "discover"]
+
+_JSON_LIMIT: Final = 16 << 20
+"""A state.json lists files, so it grows with them; beyond this it is none."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def discover(path: Path) -> Foreign:
         raise NotFound(f"{path}: nothing is there; give a store, a Hugging Face folder or an Arrow file")
     if (path / "dataset_dict.json").is_file():
         names = _json(path / "dataset_dict.json").get("splits")
-        if not isinstance(names, list) or not all(isinstance(n, str) and n and "/" not in n for n in names) or not names:
+        if not isinstance(names, list) or not all(_is_name(n) and "/" not in n for n in names) or not names:
             raise FormatError(f"{path / 'dataset_dict.json'}: \"splits\" must list names, not {names!r}")
         return Foreign(path, tuple(_split(path, name, name) for name in names))
     if (path / "state.json").is_file():
@@ -78,6 +81,8 @@ def _split(folder: Path, inner: str, name: str) -> ForeignSplit:
         raise FormatError(f"{place}: missing, although dataset_dict.json names the split {name!r}")
     state = _json(place)
     columns = state.get("_format_columns")
+    if columns is not None and not isinstance(columns, list):
+        raise FormatError(f"{place}: \"_format_columns\" must list columns, not {columns!r}")
     if columns is not None and not state.get("_output_all_columns"):
         columns = tuple(str(c) for c in columns)
     else:
@@ -91,17 +96,30 @@ def _split(folder: Path, inner: str, name: str) -> ForeignSplit:
 
 def _names(state: Mapping[str, Any], key: str, place: Path) -> list[str]:
     listed = state.get(key) or []
-    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in listed]
-    good = [n for n in names if isinstance(n, str) and n and not n.startswith("/") and ".." not in n.split("/")]
+    names = [e.get("filename") if isinstance(e, dict) else None for e in listed] if isinstance(listed, list) else [None]
+    good = [str(n) for n in names if _is_name(n)]
     if len(good) != len(names):
-        raise FormatError(f"{place}: {key!r} must list file names within the folder, not {listed!r}")
+        raise FormatError(f"{place}: {key!r} must list file names within the folder, not {listed!r:.200}")
     return good
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value names a file or folder within the one at hand, whoever wrote it."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()  # half of a surrogate pair is no name
+    except UnicodeEncodeError:
+        return False
+    return all(part not in ("", ".", "..") for part in value.split("/"))
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise ValueError(f"{path.stat().st_size:,} bytes, at most {_JSON_LIMIT:,} are read")
         value = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as cause:
+    except (ValueError, OSError, RecursionError) as cause:
         raise FormatError(f"{path}: cannot be read as JSON ({cause})") from cause
     if not isinstance(value, dict):
         raise FormatError(f"{path}: must hold a JSON object, not {type(value).__name__}")

@@ -31,6 +31,8 @@ _NODE: Final = np.dtype([("length", "<i8"), ("nulls", "<i8")])
 _BUFFER: Final = np.dtype([("offset", "<i8"), ("length", "<i8")])
 _BLOCK: Final = np.dtype([("offset", "<i8"), ("metadata", "<i4"), ("pad", "<i4"), ("body", "<i8")])
 _I64: Final = np.dtype("<i8")
+_FREE_ROWS: Final = 1 << 24
+"""Records that need no bytes (nulls, run ends, no columns) are believed up to here, and 64 a byte beyond."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,12 @@ def scan(fetch: Fetch, size: int) -> ArrowScan:
         UnsupportedFeature: Big-endian, or metadata of a version before 1.0.
     """
     stream = is_stream(fetch, size)
-    return _scan_stream(fetch, size) if stream else _scan_file(fetch, size)
+    found = _scan_stream(fetch, size) if stream else _scan_file(fetch, size)
+    if found.row_count > _FREE_ROWS + 64 * size:
+        raise UnsupportedFeature(
+            f"{size:,} bytes claim to hold {found.row_count:,} records; such a file is refused rather than unpacked"
+        )
+    return found
 
 
 def _scan_stream(fetch: Fetch, size: int) -> ArrowScan:
@@ -160,7 +167,17 @@ def _scan_file(fetch: Fetch, size: int) -> ArrowScan:
     for block in top.structs(2, _BLOCK):
         message, body, position = _block(fetch, block, size, _DICTIONARY)
         dictionaries.append(_dictionary(message, body, position, 0))
+    _check_apart(top)
     return _checked(ArrowScan(schema, tuple(batches), tuple(dictionaries), ids, is_stream=False))
+
+
+def _check_apart(footer: flatbuffer.Table) -> None:
+    """Refuse a footer that names a message twice: a few bytes would stand for any number of records."""
+    blocks = np.concatenate([footer.structs(3, _BLOCK), footer.structs(2, _BLOCK)])
+    blocks = blocks[np.argsort(blocks["offset"], kind="stable")]
+    ends = blocks["offset"] + blocks["body"]
+    if (blocks["offset"][1:] < ends[:-1]).any() or (np.diff(blocks["offset"]) == 0).any():
+        raise CorruptData("the footer names messages that overlap")
 
 
 def _block(fetch: Fetch, block: np.void, size: int, kind: int) -> tuple[flatbuffer.Table, tuple[int, int], int]:
@@ -219,7 +236,8 @@ def _schema(metadata: bytes, message: flatbuffer.Table) -> tuple[pa.Schema, tupl
     framed = struct.pack("<Ii", 0xFFFFFFFF, len(metadata)) + metadata
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(framed))
-    except (pa.ArrowException, OSError) as cause:
+        str(schema)  # names that are no UTF-8 show when they are first looked at
+    except (pa.ArrowException, OSError, ValueError) as cause:
         raise FormatError(f"the schema message is damaged: {cause}") from cause
     ids: list[int] = []
     for field in header.tables(1):

@@ -23,6 +23,8 @@ from shufflestore.format.schema import ROW, Buffer, Role, Tree, build_tree
 __all__ = ["BuiltIndex", "build_index"]
 
 _LEVEL_LIMIT = 2**32 - 1
+_ENTRY_LIMIT = 2**57
+"""Entries that no file has, and 32 bytes each still count in 63 bits."""
 
 
 class _LevelTooLong(Exception):
@@ -222,7 +224,7 @@ class _Index:
         for node in self.tree.nodes:
             if node.opens == ROW:
                 continue
-            outer = chunk.bounds[node.level] if node.level != ROW else np.arange(rows + 1, dtype=np.int64)
+            outer = self._bounds(chunk, node.level, node.factor, node.name)
             index = outer * node.factor
             last = int(index[-1])
             if last == 0:  # Arrow allows an empty offsets buffer where there are no elements
@@ -239,10 +241,18 @@ class _Index:
                 raise _LevelTooLong(node.column)
             chunk.bounds.append(bounds)
 
+    def _bounds(self, chunk: _Chunk, level: int, factor: int, name: str) -> NDArray[np.int64]:
+        """Boundaries of rows in a level, not so far out that `factor` entries of 32 bytes each would overflow."""
+        if level == ROW:
+            return np.arange(chunk.batch.row_count + 1, dtype=np.int64)
+        bounds = chunk.bounds[level]
+        if int(bounds[-1]) * factor >= _ENTRY_LIMIT:
+            raise CorruptData(f"column {name!r}: offsets of chunk {chunk.number} reach {int(bounds[-1]):,}, beyond any file")
+        return bounds
+
     def _counts(self, chunk: _Chunk, buffer: Buffer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First entry and number of entries of each row in a buffer, none where the row is null."""
-        rows = chunk.batch.row_count
-        bounds = chunk.bounds[buffer.level] if buffer.level != ROW else np.arange(rows + 1, dtype=np.int64)
+        bounds = self._bounds(chunk, buffer.level, buffer.factor, self._column(buffer.number))
         first, count = bounds[:-1] * buffer.factor, np.diff(bounds) * buffer.factor
         null = chunk.null.get(self._row_node(buffer))
         if null is not None:

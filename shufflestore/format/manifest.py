@@ -16,6 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shufflestore.errors import CorruptData, FormatError, OptionError, UnsupportedFeature
+from shufflestore.format.arrowfile import scan
+from shufflestore.format.layout import MAX_PAGE, MIN_PAGE
 
 __all__ = ["SHARD_TABLE", "Manifest", "Shards", "Split", "snapshot_name", "snapshot_number"]
 
@@ -27,6 +29,8 @@ ROOT_LIMIT: Final = 1 << 20
 """Bytes of a root; a larger one is refused before it is parsed."""
 SHARD_LIMIT: Final = 10_000_000
 RECORD_LIMIT: Final = 2**62
+DEPTH_LIMIT: Final = 16
+"""Of the JSON root; no version nests half as deep."""
 _SNAPSHOT: Final = re.compile(r"snapshots/(\d{10})\.json")
 
 SHARD_TABLE: Final = pa.schema(
@@ -94,17 +98,44 @@ class Shards:
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Shards:
-        """Return the table from checked bytes. Raises CorruptData if it is not one."""
+        """Return the table from bytes of the right digest. Raises CorruptData if it is not one."""
+        try:
+            # Scanned first: what is compressed, or of other columns, is not even read.
+            found = scan(lambda offset, size: data[offset : offset + size], len(data))
+        except FormatError as cause:
+            raise CorruptData(f"{name}: the shard table cannot be read: {cause}") from cause
+        if found.is_stream or not found.schema.equals(SHARD_TABLE):
+            raise CorruptData(f"{name}: the shard table has columns {found.schema.names}, expected {SHARD_TABLE.names}")
+        if any(batch.codec for batch in found.batches):
+            raise CorruptData(f"{name}: the shard table is compressed, which no version writes")
+        if found.row_count > SHARD_LIMIT:
+            raise UnsupportedFeature(
+                f"{name}: {found.row_count:,} shards; this version reads up to {SHARD_LIMIT:,}: convert to larger shards"
+            )
         try:
             table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
             table.validate(full=True)
         except (pa.ArrowException, OSError) as cause:
             raise CorruptData(f"{name}: the shard table cannot be read: {cause}") from cause
-        if not table.schema.equals(SHARD_TABLE):
-            raise CorruptData(f"{name}: the shard table has columns {table.schema.names}")
-        if len(table) > SHARD_LIMIT:
-            raise UnsupportedFeature(f"{name}: {len(table):,} shards; this version reads up to {SHARD_LIMIT:,}")
-        return cls(table)
+        if any(column.null_count for column in table.columns):
+            raise CorruptData(f"{name}: the shard table has nulls")
+        made = cls(table)
+        made.check_claims(name)
+        return made
+
+    def check_claims(self, name: str) -> None:
+        """Hold the numbers against each other, so that no sum of them overflows. Raises CorruptData."""
+        pages, size = self.column("page_count").astype(np.int64), self.column("page_bytes").astype(np.int64)
+        header, index, data = (self.column(c) for c in ("header_bytes", "index_bytes", "data_bytes"))
+        records = self.column("record_count")
+        wrong = (size < MIN_PAGE) | (size > MAX_PAGE) | (size & (size - 1) != 0)
+        wrong |= (records > RECORD_LIMIT) | (data > RECORD_LIMIT) | (index > RECORD_LIMIT)
+        wrong |= (header > index) | (pages * size > index)
+        if wrong.any():
+            raise CorruptData(f"{name}: the shard table claims lengths for shard {int(np.argmax(wrong))} that none can have")
+        # Sums as floats: wrong in the last digits, but they do not wrap.
+        if max(float(column.astype(np.float64).sum()) for column in (records, data, index)) > 2.0**62:
+            raise CorruptData(f"{name}: the shard table claims more than 2**62 records or bytes in all")
 
 
 @dataclass(frozen=True)
@@ -176,7 +207,7 @@ class Manifest:
         Args:
             nonce: Names the writer, so that it can tell its own commit from another's.
         """
-        value = self._value() | {"digest": self.digest, "nonce": nonce}
+        value = self._value() | {"digest": self.digest, "nonce": nonce, "seal": _seal(nonce, self.digest)}
         return json.dumps(value, sort_keys=True, indent=1).encode() + b"\n"
 
     def split(self, name: str | None) -> int:
@@ -227,8 +258,10 @@ class Manifest:
             made = cls._from(value)
         except (KeyError, TypeError, ValueError, pa.ArrowException, OSError) as cause:
             raise CorruptData(f"{name}: the manifest is damaged ({type(cause).__name__}: {cause})") from cause
-        plain = {key: v for key, v in value.items() if key not in ("nonce", "digest")}
-        if hashlib.sha256(_canonical(plain)).hexdigest() != value.get("digest"):
+        plain = {key: v for key, v in value.items() if key not in ("nonce", "digest", "seal")}
+        digest, nonce = value.get("digest"), value.get("nonce")
+        sealed = isinstance(nonce, str) and value.get("seal") == _seal(nonce, str(digest))
+        if hashlib.sha256(_canonical(plain)).hexdigest() != digest or not sealed:
             raise CorruptData(f"{name}: the manifest does not have the digest it claims; restore it or convert again")
         if not 0 <= made.record_count <= RECORD_LIMIT:
             raise CorruptData(f"{name}: {made.record_count} records, allowed are [0, 2**62]")
@@ -269,6 +302,11 @@ class Manifest:
         return shards
 
 
+def _seal(nonce: str, digest: str) -> str:
+    """What makes damage to the nonce show, which the digest leaves out."""
+    return hashlib.sha256(f"{nonce}/{digest}".encode()).hexdigest()[:16]
+
+
 def _canonical(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
@@ -289,11 +327,24 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
 
     try:
         value = json.loads(data, object_pairs_hook=unique, parse_constant=refuse, parse_float=refuse)
+        if _depth(value) > DEPTH_LIMIT:
+            raise ValueError(f"it nests deeper than {DEPTH_LIMIT}")
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as cause:
         raise CorruptData(f"{name}: the manifest is not JSON ({cause}); restore it or convert again") from cause
     if not isinstance(value, dict):
         raise CorruptData(f"{name}: the manifest is a JSON {type(value).__name__}, not an object")
     return value
+
+
+def _depth(value: object) -> int:
+    """How deep a JSON value nests, level by level so that nothing overflows."""
+    depth, level = 0, [value]
+    while level and depth <= DEPTH_LIMIT:
+        depth += 1
+        inner = [v for v in level if isinstance(v, (dict, list))]
+        level = [item for v in inner for item in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
 
 def _is_count(value: object) -> bool:

@@ -148,6 +148,7 @@ def rebuilt(type_: pa.DataType, change: Callable[[pa.Field], pa.Field]) -> pa.Da
     return type_
 
 
+_FACTOR_LIMIT: Final = 2**31 - 1
 _LISTS: Final = (
     (pt.is_list, pa.list_),
     (pt.is_large_list, pa.large_list),
@@ -225,6 +226,8 @@ class _Builder:
         self, name: str, declared: pa.DataType, column: int, parent: int, level: int, factor: int
     ) -> int:
         type_ = plain_type(declared)
+        if factor > _FACTOR_LIMIT:
+            raise UnsupportedFeature(f"column {name!r} has {factor:,} values a record, allowed are {_FACTOR_LIMIT:,}")
         number = len(self.nodes)
         self.nodes.append(Node(number, name, type_, column, parent, level, factor, ROW, -1, -1, ()))
         validity = data = -1

@@ -30,8 +30,8 @@ from shufflestore.orders.partition import Partition, Remainder, Topology
 __all__ = ["DataLoader"]
 
 _log = logging.getLogger("shufflestore")
-_COMPILE_FROM: Final = 1_000_000
-"""Ids a rank needs in an epoch before compiling the order's kernel is worth most of a second."""
+_COMPILE_AFTER: Final = 1_000_000
+"""Ids computed by the numpy twin, 30 ms of work, before compiling the kernel is worth most of a second."""
 Reshuffle = Literal["each_epoch", "once"]
 
 
@@ -127,9 +127,13 @@ class DataLoader:
             resolve(rank, world_size)  # wrong ones are refused here, not at the first batch
         widen = WIDENED if format == "torch" and collate_fn is None else {}
         self._projection = dataset.projection(columns, widen)
+        self._computed = 0
+        """Ids of shuffled orders so far."""
         self._next_epoch: int | None = None
         self._loaded: Cursor | None = None
         self._iterator: _Epoch | None = None
+        self._last: _Epoch | None = None
+        """The iterator before the newest, if anything was asked of it."""
         self._topology: Topology | None = None
         if collate_fn is not None:
             _log.info("collate_fn gets a list of record dicts: the slow path; a transform of the whole batch is faster")
@@ -201,8 +205,6 @@ class DataLoader:
         # One that was resumed counts as having delivered: at the very end of an epoch nothing is left of it.
         return last.epoch + (1 if last.delivered or last.start else 0)
 
-    _last: _Epoch | None = None
-
     def state_dict(self) -> dict[str, Any]:
         """Return where the newest iterator is: JSON, less than 1 KiB, O(1).
 
@@ -273,13 +275,34 @@ class DataLoader:
         stream = Stream(
             self.dataset.reading,
             self._projection,
-            _planner(partition, order, self.dataset),
+            self._planner(partition, order),
             self._finish,
             self.options.prefetch_bytes,
         )
         if self.options.transform is None:
             return stream
         return Transformed(stream, self.options.transform, self.options.transform_threads)
+
+    def _planner(
+        self, partition: Partition, order: Order
+    ) -> Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]] | None]:
+        """Return the function that turns an epoch's steps into ids, window by window."""
+        step = 0
+
+        def plan(batches: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+            nonlocal step
+            last = min(step + batches, partition.step_count)
+            if step == last:
+                return None
+            positions, ends = partition.positions(step, last)
+            step = last
+            if order.name != "sequential":
+                self._computed += len(positions)
+                if self._computed > _COMPILE_AFTER:
+                    kernels.warm()
+            return self.dataset.selection.ids(order.ids(positions)), ends
+
+        return plan
 
     def _finish(self, ids: NDArray[np.int64], columns: dict[str, Column]) -> Any:
         options = self.options
@@ -291,26 +314,6 @@ class DataLoader:
             return to_table(columns, self.dataset.manifest.schema)
         arrays = {name: to_numpy(name, column, options.layout, options.fill_nulls) for name, column in columns.items()}
         return to_torch(arrays) if options.format == "torch" else arrays
-
-
-def _planner(
-    partition: Partition, order: Order, dataset: Dataset
-) -> Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]] | None]:
-    """Return the function that turns steps into ids, window by window."""
-    step, windows = 0, 0
-
-    def plan(batches: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        nonlocal step, windows
-        last = min(step + batches, partition.step_count)
-        if step == last:
-            return None
-        if windows == 1 and partition.record_count >= _COMPILE_FROM and order.name != "sequential":
-            kernels.warm()  # behind the first window, so that the first batch need not wait for it
-        positions, ends = partition.positions(step, last)
-        step, windows = last, windows + 1
-        return dataset.selection.ids(order.ids(positions)), ends
-
-    return plan
 
 
 class _Epoch(Iterator[Any]):

@@ -186,7 +186,7 @@ class PosixStore(Folder):
             raise ValueError(f"{self.uri}: the store is closed")
         reads = reads.copy()
         _validate(reads, ends, output_sizes, len(self._paths))
-        begins = [0, *ends.tolist()[:-1]]
+        begins = [0, *ends.tolist()][: len(ends)]
         made = [
             PosixPending(self._paths, reads[begin:end], sizes)
             for begin, end, sizes in zip(begins, ends.tolist(), output_sizes.tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import numpy as np
@@ -53,19 +54,19 @@ class Numpy:
     """numpy's own Fisher-Yates over PCG64: the control, which a fair battery passes."""
 
     name = "numpy (control)"
-    longest = 2**24
+    longest = 2**20
 
     def __init__(self):
-        self._last = (None, None)
+        self._made = functools.lru_cache(maxsize=24)(
+            lambda length, seed, epoch: np.random.default_rng([seed, epoch]).permutation(length)
+        )
 
     def tables(self, length, first_key, count):
         rng = np.random.default_rng([first_key, length])
         return rng.permuted(np.tile(np.arange(length, dtype=np.int32), (count, 1)), axis=1)
 
     def ids(self, positions, length, seed, epoch):
-        if self._last[0] != (length, seed, epoch):
-            self._last = ((length, seed, epoch), np.random.default_rng([seed, epoch]).permutation(length))
-        return self._last[1][positions]
+        return self._made(length, seed, epoch)[positions]
 
 
 class FewRounds:

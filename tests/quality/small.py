@@ -154,7 +154,7 @@ def _equal_bins(values: np.ndarray, span: int, bins: int) -> float:
     """Chi-square of values in [0, span) over bins that hold almost equally many values each."""
     edges = [-(-span * i // bins) for i in range(bins + 1)]
     widths = np.diff(np.array(edges, dtype=np.float64))
-    cells = np.bincount((values.astype(object) * bins // span).astype(np.int64) if span * bins > 2**62 else values * bins // span, minlength=bins)
+    cells = np.bincount(values * bins // span, minlength=bins)
     return tails.counts_chi_square(cells, widths * (values.size / span))
 
 

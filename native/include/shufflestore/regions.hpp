@@ -14,7 +14,8 @@ class Regions {
   Regions() noexcept = default;
   explicit Regions(std::size_t map_size);  // throws std::bad_alloc
 
-  // Call before bytes [offset, offset + size) of the map at `base` are read. Reads at most a sixteenth of a region from the disk.
+  // Call before bytes [offset, offset + size) of the map at `base` are read. Never waits for more than a sixteenth of
+  // a region; asks once that a cold one be read ahead.
   void touch(const std::uint8_t* base, std::size_t map_size, std::uint64_t offset, std::uint64_t size) noexcept {
     if (states_ == nullptr || size == 0) return;
     const auto last = (offset + size - 1) / kRegion;
@@ -29,7 +30,7 @@ class Regions {
 
   void look(const std::uint8_t* base, std::size_t map_size, std::uint64_t region) noexcept;
 
-  std::unique_ptr<std::atomic<std::uint8_t>[]> states_;  // kMapped, or touches until the next look
+  std::unique_ptr<std::atomic<std::uint8_t>[]> states_;  // kMapped, touches until the next look, or 0: never looked at
 };
 
 }  // namespace shufflestore

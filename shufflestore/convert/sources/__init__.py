@@ -57,12 +57,9 @@ class InputFile:
 def list_files(location: Any, kind: str) -> list[InputFile]:
     """Return the files of a location.
 
-    A folder's and a pattern's are sorted by name; those of a list stand as given. Only a folder's
-    names say splits (`SPLIT_WORDS`); a mapping's keys do; all else is "train".
-
-    Args:
-        location: See `convert.base.as_location`.
-        kind: Whose suffixes count in folders.
+    A folder's and a pattern's are sorted by name; those of a list stand as given. A folder's names
+    say splits (`SPLIT_WORDS`), as do a mapping's keys; all else is "train". In folders, the suffixes
+    of `kind` count.
 
     Raises:
         SourceError: Nothing is there, or one file twice.
@@ -366,13 +363,8 @@ def _true_metadata(found: pa.Schema, schema: pa.Schema) -> dict[bytes, bytes] | 
 def conform(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:
     """Return a batch in `schema`: columns chosen, put in order and cast; nulls for what it lacks.
 
-    Args:
-        batch: Any columns.
-        schema: Of the result.
-        where: What the batch is of, for errors.
-
     Raises:
-        SchemaError: A value does not fit its type.
+        SchemaError: A value does not fit its type; `where` says which batch.
     """
     places = {name: i for i, name in enumerate(batch.schema.names)}
     columns = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from shufflestore.convert.sources import conform, join_schemas, resolve_schema
 from shufflestore.errors import SourceError
 
 __all__ = ["HuggingFaceSource"]
+
+_Files: TypeAlias = tuple[dict[str, list[str]], "tuple[str, ...] | None"]
+"""The files of each split, and the columns that are left of theirs; None for all."""
 
 _PIECE_BYTES: Final = 128 << 20
 _HARMLESS: Final = frozenset(("replace_schema_metadata", "drop", "remove_column", "select"))
@@ -84,11 +87,10 @@ class HuggingFaceSource:
         self._files: Source | None = None
         self._splits: list[_Split] = []
         files = _saved_files(source) if isinstance(source, str) else _mapped_files(source)
+        if files is not None and files[1] is not None:
+            files, options = _without_dropped(files, files[1], options)
         if files is not None:
-            paths, columns = files
-            if columns is not None and options.columns is None and options.schema is None:
-                options = replace(options, columns=columns)
-            self._files = detect(paths, kind="arrow", options=options)
+            self._files = detect(files[0], kind="arrow", options=options)
         else:
             self._splits = _saved_splits(source) if isinstance(source, str) else _opened_splits(source)
 
@@ -184,7 +186,7 @@ def _opened_splits(source: Any) -> list[_Split]:
     return splits
 
 
-def _mapped_files(source: Any) -> tuple[dict[str, list[str]], tuple[str, ...] | None] | None:
+def _mapped_files(source: Any) -> _Files | None:
     """Return the files of each split, and the columns left of them; None unless the records are just theirs."""
     files: dict[str, list[str]] = {}
     columns = None
@@ -203,6 +205,15 @@ def _mapped_files(source: Any) -> tuple[dict[str, list[str]], tuple[str, ...] | 
     if len(set(every)) < len(every) or not all(Path(path).is_file() for path in every):
         return None
     return files, columns
+
+
+def _without_dropped(
+    files: _Files, columns: tuple[str, ...], options: SourceOptions
+) -> tuple[_Files | None, SourceOptions]:
+    """Return options that leave out what the data set has dropped; no files where options cannot say it."""
+    if isinstance(options.schema, pa.Schema) or not set(options.columns or ()) <= set(columns):
+        return None, options
+    return files, replace(options, columns=options.columns or columns)
 
 
 # Saved folders
@@ -241,7 +252,7 @@ def _saved_states(path: str) -> dict[str, dict[str, Any]]:
     return {name: _saved_state(here / name) for name in names}
 
 
-def _saved_files(path: str) -> tuple[dict[str, list[str]], None] | None:
+def _saved_files(path: str) -> _Files | None:
     """Return the files of each split; None where old versions of datasets saved an order beside them."""
     states = _saved_states(path)
     if any(state.get("_indices_data_files") for state in states.values()):

@@ -63,6 +63,10 @@ class JsonlSource(FileSource):
         for file in self.files():
             size = file.byte_count
             if _compression(file.path) is not None:
+                if not size:
+                    raise SourceError(
+                        f"{file.path} has no bytes, compressed text has some; it was cut short, copy it again"
+                    )
                 pieces.append(Piece(file.name, file.split, size, None, (file.path, 0, None)))
                 continue
             for start in range(0, size, limit):

@@ -132,7 +132,7 @@ class TokensSource(FileSource):
     def _open(self, path: str) -> Tokens:
         """Map a file's tokens. Raises SourceError."""
         if path.lower().endswith(".npy"):
-            tokens: Tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+            tokens: Tokens = np.load(path, mmap_mode="r")
             wanted = self._options.token_dtype
             if tokens.dtype.name not in _DTYPES or (wanted is not None and tokens.dtype != np.dtype(wanted)):
                 told = f"token_dtype says {wanted}" if wanted else f"tokens are one of {', '.join(_DTYPES)}"
@@ -167,13 +167,13 @@ class TokensSource(FileSource):
         if self._options.bounds is not None and len(self.files()) > 1:
             raise OptionError(f"bounds is {where}, but there are {len(self.files()):,} files; give them one by one")
         with _named(str(where)):
-            bounds: Tokens = np.load(where, mmap_mode="r", allow_pickle=False)
+            bounds: Tokens = np.load(where, mmap_mode="r")
         if bounds.ndim != 1 or bounds.dtype.kind not in "iu" or bounds.size < 1:
             raise SourceError(f"{where} holds {bounds.dtype} of shape {bounds.shape}; offsets are 1-D int64")
         if bounds[0] != 0 or bounds[-1] != count:
             raise SourceError(
-                f"{where} goes from {bounds[0]:,} to {bounds[-1]:,}, but {path} has {count:,} tokens; offsets begin with 0 "
-                "and end with the number of tokens"
+                f"{where} goes from {bounds[0]:,} to {bounds[-1]:,}, but {path} has {count:,} tokens; offsets "
+                "begin with 0 and end with the number of tokens"
             )
         for start in range(0, bounds.size - 1, 1 << 20):
             part = bounds[start : start + (1 << 20) + 1]
