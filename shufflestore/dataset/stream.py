@@ -19,6 +19,8 @@ PREFETCH_BYTES: Final = 64 << 20
 """Look-ahead: some tens of milliseconds of work for the core, small beside any training job's memory."""
 WINDOW_IDS: Final = 4096
 """Ids resolved at once: enough to spread the cost of some thirty numpy calls."""
+_WINDOWS_A_BATCH: Final = 2
+"""Windows submitted for each batch delivered, until the budget is used: the look-ahead grows without a stall."""
 
 Plan = Callable[[int], "tuple[NDArray[np.int64], NDArray[np.int64]] | None"]
 """plan(batches) -> ids and ends of at most so many further batches, None at the end."""
@@ -47,19 +49,23 @@ class Stream(Generic[T], Iterator[T]):
         self.ahead_bytes = 0
         """Bytes of batches that were submitted and not delivered."""
         self._window = 1
-        self._began = False
         self._ended = False
 
     def __iter__(self) -> Stream[T]:
         return self
 
     def __next__(self) -> T:
-        if not self._ended and (not self._ahead or self.ahead_bytes < self._budget):
-            self._look_ahead()
+        if not self._ahead:
+            self._look_ahead()  # the first batch is wanted before anything is done for those behind it
+        else:
+            for _ in range(_WINDOWS_A_BATCH):
+                self._look_ahead()
         if not self._ahead:
             raise StopIteration
         ready = self._ahead.popleft()
         self.ahead_bytes -= ready.byte_count
+        if not self._ahead:
+            self._look_ahead()  # work for the core while this batch is waited for and put together
         try:
             return self._finish(ready.ids, self._reading.deliver(ready))
         except BaseException:
@@ -67,25 +73,23 @@ class Stream(Generic[T], Iterator[T]):
             raise
 
     def _look_ahead(self) -> None:
-        """Submit windows until the budget is used; at least one batch, however large."""
-        while not self._ended and (not self._ahead or self.ahead_bytes < self._budget):
-            planned = self._plan(self._window)
-            if planned is None:
-                self._ended = True
-                return
-            ids, ends = planned
-            batches = self._reading.submit(ids, ends, self._projection)
-            self._ahead.extend(batches)
-            size = sum(ready.byte_count for ready in batches)
-            self.ahead_bytes += size
-            # Twice as much next time, while that stays a small part of the budget.
-            if len(ids) * 2 <= WINDOW_IDS and size * 8 <= self._budget:
-                self._window *= 2
-            elif size * 2 > self._budget and self._window > 1:
-                self._window //= 2
-            if not self._began:
-                self._began = True
-                return  # the first batch is wanted before anything is done for those behind it
+        """Submit one window, unless the budget is used or nothing is left; at least one batch, however large."""
+        if self._ended or (self._ahead and self.ahead_bytes >= self._budget):
+            return
+        planned = self._plan(self._window)
+        if planned is None:
+            self._ended = True
+            return
+        ids, ends = planned
+        batches = self._reading.submit(ids, ends, self._projection)
+        self._ahead.extend(batches)
+        size = sum(ready.byte_count for ready in batches)
+        self.ahead_bytes += size
+        # Twice as much next time, while that stays a small part of the budget.
+        if len(ids) * 2 <= WINDOW_IDS and size * 8 <= self._budget:
+            self._window *= 2
+        elif size * 2 > self._budget and self._window > 1:
+            self._window //= 2
 
     def close(self) -> None:
         """Cancel what was submitted. Idempotent."""

@@ -43,7 +43,7 @@ class SystemCalls:
         os.link(source, target)
 
     def unlink(self, path: str) -> None:
-        os.unlink(path)
+        Path(path).unlink()
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -171,7 +171,7 @@ def publish_file(file: TemporaryFile, path: Path) -> bool:
         is_new = True
     except FileExistsError:
         # On NFS the reply to a link that worked may be lost; the second try then finds the name taken.
-        is_new = os.stat(file.path).st_nlink == 2 and os.path.samefile(file.path, path)
+        is_new = file.path.stat().st_nlink == 2 and file.path.samefile(path)
     except OSError as cause:
         file.abandon()
         raise _explained("link", path, cause, 0) from cause
@@ -191,7 +191,10 @@ def sync_folder(folder: Path) -> None:
     except OSError as cause:
         raise _explained("fsync", folder, cause, 0) from cause
     finally:
-        system.close(fd)
+        try:
+            system.close(fd)
+        except OSError:
+            pass  # fsync has spoken
 
 
 def remove(path: Path) -> None:
