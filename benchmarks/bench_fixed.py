@@ -69,7 +69,7 @@ def test_fixed(benchmark: Any, workload: Workload, rounds: int) -> None:
     ratio = statistics.median(comparison.ratios("ours"))
     report = Report("fixed", "Fixed records: uint16 [2048] to int64 [32, 2048]", COMMAND, WidenLoop.name, comparison.rows())
     report.figures = [Figure("ours / plain C copy-and-widen", ratio, 0.7)]
-    report.notes = {"records": part.record_count, "rounds": comparison.round_count, "share in page cache": cached}
+    report.notes = {"records": part.record_count, "share in page cache": cached, **comparison.notes}
     benchmark.extra_info["ratio"] = ratio
     if workload.is_timed:
         report.write(workload.is_full)

@@ -70,7 +70,7 @@ def test_whole_loader(benchmark: Any, workload: Workload, rounds: int) -> None:
         benchmark.pedantic(comparison.round, rounds=rounds, iterations=1)
     report = Report("loaders", "Whole loader, 2.2 KB records, batches of 256", COMMAND, LIMIT, comparison.rows())
     report.figures = figures(comparison)
-    report.notes = {"records": workload.record_count, "rounds": comparison.round_count, "share in page cache": cached}
+    report.notes = {"records": workload.record_count, "share in page cache": cached, **comparison.notes}
     for rival in rivals:
         trials = getattr(rival, "trials", None)
         if trials:

@@ -70,7 +70,7 @@ def test_verify(benchmark: Any, workload: Workload, rounds: int) -> None:
     cost = 1 - statistics.median(comparison.ratios(CHECKED))
     report = Report("verify", "Cost of verify-on-read, 2.2 KB records", COMMAND, UNCHECKED, comparison.rows())
     report.figures = [Figure(f"cost with the {kernel()} kernel", cost, 0.15, at_most=True)]
-    report.notes = {"records": workload.record_count, "rounds": comparison.round_count, "share in page cache": cached}
+    report.notes = {"records": workload.record_count, "share in page cache": cached, **comparison.notes}
     other = narrow(workload, comparison.round_count)
     if isinstance(other, str):
         report.notes[f"with the {NARROW} kernel"] = f"not measured: {other}"

@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shufflestore.collate.layouts import Jagged as Jagged
+    from shufflestore.collate.layouts import Padded as Padded
     from shufflestore.convert.run import ConvertOptions as ConvertOptions
     from shufflestore.convert.run import ConvertReport as ConvertReport
     from shufflestore.convert.run import convert as convert
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from shufflestore.dataset.inplace import index as index
     from shufflestore.dataset.opening import open as open
     from shufflestore.dataset.verify import verify as verify
-    from shufflestore.collate.layouts import Jagged as Jagged
-    from shufflestore.collate.layouts import Padded as Padded
     from shufflestore.loader.loader import DataLoader as DataLoader
     from shufflestore.orders.random import record_rng as record_rng
 

@@ -6,11 +6,12 @@ contenders meet the same weather, so a ratio is formed per round and the median 
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +21,12 @@ from benchmarks.harness.audit import Wrong, check_batch, check_ids
 from benchmarks.harness.workload import Workload, ids_of, lengths_of
 from benchmarks.loaders import Rival
 
-__all__ = ["Comparison", "Contender", "Epoch", "Sample", "Timed"]
+__all__ = ["Clock", "Comparison", "Contender", "Epoch", "Sample", "Timed"]
 
 _SAMPLED = 32
 """Batches of a timed epoch that are kept and checked in full when the clock stands."""
+_QUIET = 0.1
+_ENOUGH = 5
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,30 @@ class Sample:
     records: int
     cpu_seconds: float = 0.0
     """Of all threads and of children that ended."""
+    others: float = 0.0
+    """Share of the machine's processors that other processes took meanwhile."""
     extra: dict[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
         """Records a second."""
         return self.records / self.seconds
+
+
+class Clock:
+    """Wall and processor time from its making to `stop`."""
+
+    def __init__(self) -> None:
+        """Start."""
+        self._cpu, self._machine = _cpu_seconds(), _machine_seconds()
+        self.start = time.perf_counter()
+
+    def stop(self, records: int) -> Sample:
+        """Return what passed since."""
+        seconds = time.perf_counter() - self.start
+        cpu = _cpu_seconds() - self._cpu
+        others = (_machine_seconds() - self._machine - cpu) / (seconds * (os.cpu_count() or 1))
+        return Sample(seconds, records, cpu, max(others, 0.0))
 
 
 class Contender(Protocol):
@@ -67,10 +88,9 @@ class Timed:
         """Run it once."""
         if self.before is not None:
             self.before()
-        cpu, start = _cpu_seconds(), time.perf_counter()
+        clock = Clock()
         records = self.work(number)
-        seconds = time.perf_counter() - start
-        sample = Sample(seconds, records, _cpu_seconds() - cpu)
+        sample = clock.stop(records)
         if self.after is not None:
             self.after()
         return sample
@@ -107,17 +127,16 @@ class Epoch:
         iterator = rival.batches(number)
         if rival.is_slow:
             labels.append(labels_in(next(iterator)))  # in its favour: starting up is not counted
-        cpu, start = _cpu_seconds(), time.perf_counter()
+        clock = Clock()
         for i, batch in enumerate(iterator, number):
             labels.append(labels_in(batch))
             last = batch
             if i % every == 0 and not rival.is_reused:
                 keep(batch)
-            if rival.is_slow and time.perf_counter() - start > cap:
+            if rival.is_slow and time.perf_counter() - clock.start > cap:
                 is_whole = False
                 break
-        seconds = time.perf_counter() - start
-        cpu = _cpu_seconds() - cpu
+        sample = clock.stop(0)
         ids = [ids_of(np.asarray(one, np.int64)) for one in labels]
         close = getattr(iterator, "close", None)
         if close is not None:
@@ -126,7 +145,7 @@ class Epoch:
             self._check(batch)
         check_ids(ids, self.workload.record_count, is_whole)
         counted = ids[1:] if rival.is_slow else ids
-        return Sample(seconds, sum(len(one) for one in counted), cpu)
+        return replace(sample, records=sum(len(one) for one in counted))
 
     def prove(self) -> None:
         """Check every token of an untimed epoch, or of as much of it as `cap_seconds` allow."""
@@ -164,15 +183,34 @@ class Comparison:
             self.samples.setdefault(contender.name, []).append(contender.measure(self.round_count))
         self.round_count += 1
 
+    @property
+    def counted(self) -> list[int]:
+        """The rounds that count: the quiet ones if there are five, else all.
+
+        Quiet is a round in which no contender had to share: other processes took less than a tenth
+        of the machine. What a round found has no say in whether it counts.
+        """
+        loudest = [max(samples[i].others for samples in self.samples.values()) for i in range(self.round_count)]
+        quiet = [i for i, share in enumerate(loudest) if share < _QUIET]
+        return quiet if len(quiet) >= _ENOUGH else list(range(self.round_count))
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """How many rounds there were, and how loud."""
+        others = statistics.median(s.others for samples in self.samples.values() for s in samples)
+        counted = len(self.counted)
+        return {"rounds": f"{counted} counted of {self.round_count}", "share of cpus taken by others": round(others, 3)}
+
     def ratios(self, name: str, reference: str | None = None) -> list[float]:
-        """Return rate over the reference's rate, round by round."""
+        """Return rate over the reference's rate, counted round by round."""
         base = self.samples[reference or self.reference]
-        return [mine.rate / theirs.rate for mine, theirs in zip(self.samples[name], base, strict=True)]
+        return [self.samples[name][i].rate / base[i].rate for i in self.counted]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row a contender: medians, the ratio's range, and every round's seconds."""
         made = []
-        for name, samples in self.samples.items():
+        for name, every in self.samples.items():
+            samples = [every[i] for i in self.counted]
             ratios = self.ratios(name)
             row: dict[str, Any] = {
                 "name": name,
@@ -182,14 +220,23 @@ class Comparison:
                 "ratio_low": float(f"{min(ratios):.4g}"),
                 "ratio_high": float(f"{max(ratios):.4g}"),
                 "cpus_used": round(statistics.median(s.cpu_seconds / s.seconds for s in samples), 2),
+                "cpu_ns_per_record": round(statistics.median(s.cpu_seconds / s.records for s in samples) * 1e9, 1),
                 "records": int(statistics.median(s.records for s in samples)),
-                "rounds_seconds": [round(s.seconds, 5) for s in samples],
+                "rounds_seconds": [round(s.seconds, 5) for s in every],
+                "rounds_others": [round(s.others, 3) for s in every],
             }
             for key in samples[0].extra:
                 row[key] = round(statistics.median(s.extra[key] for s in samples), 5)
             made.append(row)
         order = [contender.name for contender in self.contenders]
         return sorted(made, key=lambda row: order.index(row["name"]))
+
+
+def _machine_seconds() -> float:
+    """Seconds that all processors together were busy since the machine began."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _, _, irq, softirq, steal, *_ = map(int, file.readline().split()[1:])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_seconds() -> float:

@@ -50,11 +50,13 @@ class Report:
         """Return the run as markdown."""
         lines = [f"# {self.title}", "", f"`{self.command}`", ""]
         if self.rows:
-            lines += [f"| | records/s | of {self.reference} | lowest - highest | cpus |", "|---|---:|---:|---:|---:|"]
+            lines += [f"| | records/s | of {self.reference} | lowest - highest | cpus | cpu ns a record |"]
+            lines.append("|---|---:|---:|---:|---:|---:|")
             for row in self.rows:
                 span = f"{row['ratio_low']:.4g} - {row['ratio_high']:.4g}"
                 lines.append(
-                    f"| {row['name']} | {row['records_per_second']:,.0f} | {row['ratio']:.4g} | {span} | {row['cpus_used']} |"
+                    f"| {row['name']} | {row['records_per_second']:,.0f} | {row['ratio']:.4g} | {span} "
+                    f"| {row['cpus_used']} | {row['cpu_ns_per_record']:,.0f} |"
                 )
             lines.append("")
         if self.figures:

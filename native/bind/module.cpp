@@ -3,6 +3,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdlib>
+
 #include "shufflestore/cpu.hpp"
 #include "shufflestore/error.hpp"
 #include "shufflestore/reader.hpp"
@@ -37,6 +39,8 @@ void translate(const std::exception_ptr& thrown, void*) {
 NB_MODULE(_native, m) {
   using namespace shufflestore;
   m.doc() = "The native core: checksums, and readers that gather many small ranges of many files.";
+  // Daemon threads that hold a reader at exit are no fault of ours; the tests turn the warnings on.
+  nb::set_leak_warnings(std::getenv("SHUFFLESTORE_LEAK_WARNINGS") != nullptr);
   nb::register_exception_translator(bind::translate);
   bind::bind_crc32c(m);
   bind::bind_limits(m);

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <limits>
 #include <stdexcept>
+#include <thread>
 
 #include "shufflestore/error.hpp"
 
@@ -102,13 +104,17 @@ const OpenFile& FileTable::acquire(std::uint32_t number) {
 }
 
 std::unique_ptr<OpenFile> FileTable::open_or_make_room(const FileEntry& entry) {
-  try {
-    return open_file(entry);
-  } catch (const IoError& error) {
-    if (!is_out_of_room(error.error())) throw;
+  // Files that other workers are reading go as soon as those are through: wait a moment for them.
+  constexpr int kAttempts = 200;
+  for (int attempt = 0;; ++attempt) {
+    try {
+      return open_file(entry);
+    } catch (const IoError& error) {
+      if (!is_out_of_room(error.error()) || attempt == kAttempts) throw;
+    }
+    evict(open_count_.load(std::memory_order_relaxed) / 2);
+    if (attempt > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  evict(open_count_.load(std::memory_order_relaxed) / 2);
-  return open_file(entry);
 }
 
 std::unique_ptr<OpenFile> FileTable::open_file(const FileEntry& entry) const {

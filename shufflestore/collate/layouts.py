@@ -131,7 +131,12 @@ def map_arrays(value: Any, change: Callable[[Any], Any]) -> Any:
 def arrays_of(value: Any) -> Iterator[Any]:
     """Yield every array in a value."""
     found: list[Any] = []
-    map_arrays(value, lambda array: found.append(array) or array)
+
+    def note(array: Any) -> Any:
+        found.append(array)
+        return array
+
+    map_arrays(value, note)
     yield from found
 
 

@@ -40,7 +40,7 @@ class ConvertOptions:
     """Of the source, e.g. "parquet"; None to detect it."""
     worker_count: int | None = None
     """Processes; None for one a processor. The result does not depend on it."""
-    shards: ShardOptions = ShardOptions()
+    shards: ShardOptions = field(default_factory=ShardOptions)
     source: SourceOptions = field(default_factory=SourceOptions)
     progress: Callable[[int, int, int, int | None], None] | None = None
     """Called some ten times a second with (records, bytes written, source bytes done, source bytes in all)."""
@@ -302,14 +302,14 @@ def _alone(
         totals[1] += size
         if options.progress is not None and time.monotonic() - last > 0.1:
             last = time.monotonic()
-            options.progress(*totals, all_bytes)
+            options.progress(totals[0], totals[1], totals[2], all_bytes)
 
     for bundle in todo:
         made[bundle.number] = write_bundle(source, work, bundle, advance)
         journal.note(bundle.number, made[bundle.number])
         totals[2] += bundle.byte_count
     if options.progress is not None:
-        options.progress(*totals, all_bytes)
+        options.progress(totals[0], totals[1], totals[2], all_bytes)
 
 
 def _together(
@@ -337,7 +337,7 @@ def _together(
                     journal.note(bundle.number, made[bundle.number])
                     source_bytes += bundle.byte_count
                 if options.progress is not None:
-                    options.progress(*counters[:], source_bytes, all_bytes)
+                    options.progress(counters[0], counters[1], source_bytes, all_bytes)
         except BrokenProcessPool as cause:
             raise StorageError(
                 f"{work.folder}: a converting process died (killed, or out of memory); what is finished is kept: "
@@ -353,7 +353,7 @@ _worker: tuple[Source, Work, Any] | None = None
 
 
 def _start_worker(spec: SourceSpec, work: Work, counters: Any) -> None:
-    global _worker  # noqa: PLW0603 - a pool's initializer has no other place to leave what tasks share
+    global _worker
     _worker = (from_spec(spec), work, counters)
 
 

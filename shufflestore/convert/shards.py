@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -162,7 +161,7 @@ def _publish_shard(file: TemporaryFile, folder: Path, stem: str, tree: Tree) -> 
             raise SourceError(f"shard {stem}: Arrow data that cannot be indexed: {cause}") from cause
         finally:
             del data
-        digest = hashlib.sha256(built.parts[0]).digest()
+        digest = built.digest
         name = f"{stem}-{digest.hex()[:16]}"
         publish(folder / f"{name}.rows", built.parts)
         # A file of this name has this digest, hence these bytes: losing the race is as good as winning it.

@@ -111,7 +111,7 @@ class Writer:
             raise
         schema = self._builder.schema
         if schema is None:
-            raise SchemaError(f"{self._folder}: no record was written and no schema given, so there are no columns; nothing was committed")
+            raise SchemaError(f"{self._folder}: no record was written and no schema given: nothing was committed; give schema=")
         self.manifest = commit(
             self._folder, schema, [(self._split, entries)], self._base, self._parent, {"kind": "writer"}
         )

@@ -71,7 +71,7 @@ class Selection:
         """Text that differs where the records or their order differ. O(1), or O(count) for a list."""
         if self.listed is None:
             return f"{self.start}:{self.step}:{self.count}"
-        return hashlib.sha256(np.ascontiguousarray(self.listed)).hexdigest()[:32]
+        return hashlib.sha256(np.ascontiguousarray(self.listed).data).hexdigest()[:32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,9 +87,8 @@ def _files(folder: Path) -> list[str]:
     """Files of the kinds that this package writes; anything else in the folder is not ours to remove."""
     found = []
     for inner, endings in (("snapshots", (".json", ".shards")), ("shards", (".arrow", ".rows")), ("rows", (".rows",))):
-        for file in (folder / inner).glob("*"):
-            if file.suffix in endings and not file.name.startswith(TEMPORARY):
-                found.append(f"{inner}/{file.name}")
+        names = (f.name for f in (folder / inner).glob("*") if f.suffix in endings)
+        found += [f"{inner}/{name}" for name in names if not name.startswith(TEMPORARY)]
     return found
 
 

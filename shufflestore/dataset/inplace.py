@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,13 +86,13 @@ def index_into(path: Path, target: Path, checksums: bool = True, progress: Progr
         for name in split.files:
             file = found.folder / name
             data = mapped(file)
-            scanned = _named(file, lambda data=data: scan(fetcher(data), len(data)))
+            scanned = _named(file, partial(scan, fetcher(data), len(data)))
             if schema is None or tree is None:
                 schema, first = scanned.schema, file
                 tree = build_tree(schema)
             elif not scanned.schema.equals(schema):
                 raise SchemaError(f"{first} and {file} have different columns: {difference(schema, scanned.schema)}")
-            built = _named(file, lambda d=data, s=scanned, t=tree: build_index(d, s, t, checksums))
+            built = _named(file, partial(build_index, data, scanned, tree, checksums))
             rows.append(publish_index(target, f"@data/{name}", number, built))
             counts[number][0] += built.header.row_count
             counts[number][1] += 1
@@ -147,7 +148,7 @@ def difference(left: pa.Schema, right: pa.Schema) -> str:
 def publish_index(target: Path, data_name: str, split: int, built: BuiltIndex) -> dict[str, Any]:
     """Publish one row index and return its row of the shard table."""
     header = built.header
-    digest = hashlib.sha256(built.parts[0]).digest()
+    digest = built.digest
     stem = Path(data_name).stem
     name = f"rows/{stem[:80]}-{digest.hex()[:16]}.rows"
     publish(target / name, built.parts)

@@ -29,7 +29,7 @@ INDEX_MEMORY_BYTES = 1 << 30
 """Row indexes kept in memory: 50 million records of the usual kind; more are paged."""
 
 
-def open(  # noqa: A001 - `ss.open` is the public name, as in gzip and tarfile
+def open(
     path: str | os.PathLike[str],
     split: str | None = None,
     *,

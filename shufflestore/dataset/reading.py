@@ -194,13 +194,11 @@ class Reading:
         missing = [key for key in keys if (*key, column) not in self._whole]
         parts = [self._part(column, shard, chunk) for shard, chunk in missing]
         field = self.tree.schema.field(column)
-        extents = [
-            Extent(
-                self.indexes.shards.name("data", shard), int(self.indexes.data_bytes[shard]), part.offset, part.size,
-                f"column {field.name!r} of chunk {chunk}", part.crc if self.verify else None,
-            )  # fmt: skip
-            for (shard, chunk), part in zip(missing, parts, strict=True)
-        ]
+        extents = []
+        for (shard, chunk), part in zip(missing, parts, strict=True):
+            name, size = self.indexes.shards.name("data", shard), int(self.indexes.data_bytes[shard])
+            what = f"column {field.name!r} of chunk {chunk}"
+            extents.append(Extent(name, size, part.offset, part.size, what, part.crc if self.verify else None))
         fresh: dict[tuple[int, int], pa.Array] = {}
         for key, part, data in zip(missing, parts, fetch(self.store, extents), strict=True):
             dictionaries = [d[1:] for d in self._dictionaries_of(column, key[0]) if d[0] <= key[1]]
@@ -210,7 +208,7 @@ class Reading:
             except CorruptData as cause:
                 name = self.indexes.shards.name("data", key[0])
                 raise CorruptData(f"{self.store.uri}: {name}: chunk {key[1]}: {cause}") from cause
-        found = [fresh[key] if key in fresh else self._whole[*key, column] for key in keys]
+        found = [fresh[key] if key in fresh else self._whole[(key[0], key[1], column)] for key in keys]
         for key, array in fresh.items():
             self._keep((*key, column), array)
         return found

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflestore.dataset.fetch import Extent, explain, fetch, wait
-from shufflestore.errors import CorruptData, OptionError, UnsupportedFeature
+from shufflestore.errors import CorruptData, OptionError
 from shufflestore.format.layout import IndexHeader, Layout, parse_header
 from shufflestore.format.manifest import Shards
 from shufflestore.format.rebuild import Part, dictionary_fields
@@ -209,6 +209,13 @@ class RowIndexes:
         """Return the store's handle of each shard's row index."""
         return self._index_files[shard]
 
+    def header(self, shard: int) -> IndexHeader:
+        """Return a shard's header, fetched and checked when first asked for."""
+        with self.lock:
+            if self._layout_of[shard] < 0:
+                self._meet([shard])
+        return self.headers[shard]
+
     def _meet(self, shards: list[int]) -> None:
         """Fetch and check the headers of shards, a bounded number of bytes at a time."""
         while shards:
@@ -282,9 +289,14 @@ class Pages:
         self._slots = max(min(memory_bytes // self._slot_bytes, total), 1)
         # What nobody has touched costs no memory: the system gives it page by page.
         self._arena = np.empty(self._slots * self._slot_bytes, np.uint8)
-        self._slot_of = np.zeros(total, np.int32)
-        """Slot + 1 of each page, 0 where it is not here."""
-        self._crcs = np.empty(total, np.uint32)
+        try:
+            self._slot_of = np.zeros(total, np.int32)
+            self._crcs = np.empty(total, np.uint32)
+        except (MemoryError, ValueError) as cause:
+            raise UnsupportedFeature(
+                f"{of.store.uri}: the row indexes have {total:,} pages, more than this machine can keep account of; open "
+                "it split by split, or convert to larger records"
+            ) from cause
         self._page_in = np.full(self._slots, -1, np.int64) if self.is_bounded else None
         self._used = np.zeros(self._slots if self.is_bounded else 0, np.int8)
         self._hand = 0
@@ -322,8 +334,26 @@ class Pages:
 
     def _fetch(self, numbers: NDArray[np.int64], shard: NDArray[np.int64], page: NDArray[np.int64]) -> None:
         """Read pages together, check them, and give each a slot."""
+        free, slots = self._free, np.empty(0, np.int64)
+        try:
+            slots = self._rooms(len(numbers))
+            self._fill(numbers, shard, page, slots)
+        except BaseException:  # or else slots that hold nothing would never make room again
+            self._free = free
+            if self._page_in is not None:
+                self._page_in[slots] = -1
+                self._used[self._used == _PINNED] = _USED
+                self._used[slots] = 0
+            raise
+        self._slot_of[numbers] = slots + 1
+        if self._page_in is not None:
+            self._page_in[slots] = numbers
+        self.fetched += len(numbers)
+
+    def _fill(
+        self, numbers: NDArray[np.int64], shard: NDArray[np.int64], page: NDArray[np.int64], slots: NDArray[np.int64]
+    ) -> None:
         of = self._all
-        slots = self._rooms(len(numbers))
         sizes = of.page_bytes[shard].astype(np.uint64)
         reads = np.zeros(len(numbers), READ)
         reads["file"] = of.index_files(shard)
@@ -347,10 +377,6 @@ class Pages:
             for slot, start, size in zip(slots.tolist(), starts.tolist(), sizes.tolist(), strict=True):
                 at = slot * self._slot_bytes
                 self._arena[at : at + size] = data[start : start + size]
-        self._slot_of[numbers] = slots + 1
-        if self._page_in is not None:
-            self._page_in[slots] = numbers
-        self.fetched += len(numbers)
 
     def _rooms(self, count: int) -> NDArray[np.int64]:
         """Slots for so many pages, emptied if need be."""
@@ -373,6 +399,7 @@ class Pages:
                 self._used[slot] -= self._used[slot] == _USED
                 continue
             self._used[slot] = _PINNED
-            self._slot_of[self._page_in[slot]] = 0
+            if self._page_in[slot] >= 0:
+                self._slot_of[self._page_in[slot]] = 0
             found.append(slot)
         return np.concatenate([slots, np.array(found, np.int64)])

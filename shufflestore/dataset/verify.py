@@ -7,19 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from shufflestore import _native
 from shufflestore.dataset.dataset import Dataset
 from shufflestore.dataset.fetch import Extent, fetch
+from shufflestore.dataset.opening import INDEX_MEMORY_BYTES, splits_of
 from shufflestore.dataset.opening import open as open_dataset
-from shufflestore.dataset.opening import splits_of
-from shufflestore.dataset.reading import Projection
+from shufflestore.dataset.reading import Projection, Reading
+from shufflestore.dataset.residency import RowIndexes
 from shufflestore.errors import CorruptData, ShuffleStoreError, StorageError
 from shufflestore.format.encode import gaps, merged
 from shufflestore.format.layout import IndexHeader
+from shufflestore.format.manifest import Shards
 
-__all__ = ["Report", "verify"]
+__all__ = ["Report", "check_split", "verify"]
 
 _ROWS = 8192
 _PIECE = 8 << 20
@@ -69,29 +72,37 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     """
     report = Report(os.fspath(path))
     first = open_dataset(path, splits_of(path)[0])
-    total = first.manifest.record_count
     for split in first.manifest.splits:
         data = first if split.name == first.split_name else first.split(split.name)
-        for shard in range(len(data.reading.indexes.shards)):
-            try:
-                _shard(data, shard, report)
-            except ShuffleStoreError as error:
-                report.complain(error)
-            if progress is not None:
-                progress(report.record_count, total)
+        check_split(data, report, progress)
         data.close()
     return report
 
 
-def _shard(data: Dataset, shard: int, report: Report) -> None:
-    indexes = data.reading.indexes
+def check_split(data: Dataset, report: Report, progress: Callable[[int, int], None] | None = None) -> None:
+    """Check every byte of one split of an open data set, its shards without records included."""
+    manifest, store = data.manifest, data.reading.store
+    table = manifest.check_table(store.read(manifest.table_name), f"{store.uri}: {manifest.table_name}")
+    mine = table.column("split") == manifest.split(data.split_name)
+    all_of_it = Shards(table.table.filter(pa.array(mine)))
+    reading = Reading(RowIndexes(store, data.reading.tree, all_of_it, INDEX_MEMORY_BYTES), verify=True)
+    for shard in range(len(all_of_it)):
+        try:
+            _shard(reading, shard, report)
+        except ShuffleStoreError as error:
+            report.complain(error)
+        if progress is not None:
+            progress(report.record_count, manifest.record_count)
+
+
+def _shard(reading: Reading, shard: int, report: Report) -> None:
+    indexes = reading.indexes
     start, stop = int(indexes.first_id[shard]), int(indexes.first_id[shard + 1])
     report.shard_count += 1
     report.record_count += stop - start
-    _lengths(data, shard)
-    indexes.find(np.array([start], np.int64))
-    header = indexes.headers[shard]
-    _index_bytes(data, shard, header)
+    _lengths(reading, shard)
+    header = indexes.header(shard)
+    _index_bytes(reading, shard, header)
     report.byte_count += header.index_bytes
     if not header.layout.checksums:
         report.unchecked_shard_count += 1
@@ -101,14 +112,14 @@ def _shard(data: Dataset, shard: int, report: Report) -> None:
     covered: list[NDArray[np.int64]] = []
     before = report.problem_count
     for first in range(start, stop, _ROWS):
-        covered += _records(data, np.arange(first, min(first + _ROWS, stop)), projection, report)
+        covered += _records(reading, np.arange(first, min(first + _ROWS, stop)), projection, report)
     if report.problem_count == before:
-        _outside(data, shard, header, covered)
+        _outside(reading, shard, header, covered)
 
 
-def _lengths(data: Dataset, shard: int) -> None:
+def _lengths(reading: Reading, shard: int) -> None:
     """Files must be as long as the manifest says, not only long enough."""
-    indexes, store = data.reading.indexes, data.reading.store
+    indexes, store = reading.indexes, reading.store
     for kind, sizes in (("data", indexes.data_bytes), ("index", indexes.index_bytes)):
         name = indexes.shards.name(kind, shard)
         found, expected = store.size(name), int(sizes[shard])
@@ -116,31 +127,30 @@ def _lengths(data: Dataset, shard: int) -> None:
             raise CorruptData(f"{store.uri}: {name} has {found:,} bytes, the manifest says {expected:,}; restore the file")
 
 
-def _index_bytes(data: Dataset, shard: int, header: IndexHeader) -> None:
+def _index_bytes(reading: Reading, shard: int, header: IndexHeader) -> None:
     """Check the chunk table, the padding and every page of a row index from the disk."""
-    indexes = data.reading.indexes
+    indexes, store = reading.indexes, reading.store
     name, size = indexes.shards.name("index", shard), header.index_bytes
     end = header.header_bytes + header.table_bytes
     page = header.layout.page_bytes
     extents = [Extent(name, size, header.header_bytes, header.table_bytes, "chunk table", header.table_crc)]
     extents += [Extent(name, size, end, header.pages_at - end, "padding")] * bool(header.page_count)
-    _, *padding = fetch(data.reading.store, extents)
+    _, *padding = fetch(store, extents)
     if padding and padding[0].any():
-        raise CorruptData(f"{data.uri}: {name}: bytes [{end:,}, {header.pages_at:,}) must be zero; restore the file")
+        raise CorruptData(f"{store.uri}: {name}: bytes [{end:,}, {header.pages_at:,}) must be zero; restore the file")
     per = max(_PIECE // page, 1)
     for first in range(0, header.page_count, per):
         numbers = range(first, min(first + per, header.page_count))
         fetch(
-            data.reading.store,
+            store,
             [Extent(name, size, header.pages_at + i * page, page, f"page {i} of the row index", int(header.page_crcs[i])) for i in numbers],
         )  # fmt: skip
 
 
 def _records(
-    data: Dataset, ids: NDArray[np.int64], projection: Projection, report: Report
+    reading: Reading, ids: NDArray[np.int64], projection: Projection, report: Report
 ) -> list[NDArray[np.int64]]:
     """Read records with their checksums; return the byte ranges that they cover."""
-    reading = data.reading
     located, _ = reading.indexes.locate(reading.indexes.find(ids), projection.wanted)
     try:
         (ready,) = reading.submit(ids, np.array([len(ids)]), projection)
@@ -158,9 +168,9 @@ def _records(
     return [merged(lo[:, i], hi[:, i]) for i in range(lo.shape[1])]
 
 
-def _outside(data: Dataset, shard: int, header: IndexHeader, covered: list[NDArray[np.int64]]) -> None:
+def _outside(reading: Reading, shard: int, header: IndexHeader, covered: list[NDArray[np.int64]]) -> None:
     """Check the bytes that no record reads: messages, footer, padding, row-depth offsets."""
-    indexes, store = data.reading.indexes, data.reading.store
+    indexes, store = reading.indexes, reading.store
     name, size = indexes.shards.name("data", shard), int(indexes.data_bytes[shard])
     spans = np.concatenate([np.empty((0, 2), np.int64), *covered])
     offsets, sizes = gaps(spans[np.argsort(spans[:, 0], kind="stable")], size)
@@ -181,5 +191,5 @@ def _outside(data: Dataset, shard: int, header: IndexHeader, covered: list[NDArr
 
 def _chained(store: object, extents: list[Extent], crc: int) -> int:
     for part in fetch(store, extents):  # type: ignore[arg-type]
-        crc = _native.crc32c(part, crc)
+        crc = _native.crc32c(part.data, crc)
     return crc

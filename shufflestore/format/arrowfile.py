@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shufflestore.errors import CorruptData, FormatError, UnsupportedFeature
 from shufflestore.format import flatbuffer
-from shufflestore.format.schema import children_of, storage_type
+from shufflestore.format.schema import children_of, is_text_or_bytes, storage_type
 
 __all__ = ["ArrowScan", "Batch", "ColumnPart", "Dictionary", "column_shape", "is_stream", "scan"]
 
@@ -307,9 +307,7 @@ def column_shape(type_: pa.DataType) -> tuple[int, int, int]:
         buffers, views = 2, 1
     elif pt.is_struct(type_) or pt.is_fixed_size_list(type_):
         buffers = 1
-    elif pt.is_list_view(type_) or pt.is_large_list_view(type_):
-        buffers = 3
-    elif pt.is_string(type_) or pt.is_large_string(type_) or pt.is_binary(type_) or pt.is_large_binary(type_):
+    elif is_text_or_bytes(type_) or pt.is_list_view(type_) or pt.is_large_list_view(type_):
         buffers = 3
     else:
         buffers = 2

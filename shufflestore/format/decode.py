@@ -252,10 +252,11 @@ class _Decoder:
         else:
             raw, width = self.region(node.data), buffer.width
         if copied is None and node.data in self.wide:
-            return raw.view(self.wide[node.data])
+            wide: NDArray[Any] = raw.view(self.wide[node.data])
+            return wide
         kind = numpy_type(node.type)
-        values = raw.view(kind) if kind is not None else raw.reshape(total, width)
-        return values.reshape(total) if kind is not None else values
+        values: NDArray[Any] = raw.reshape(total, width) if kind is None else raw.view(kind).reshape(total)
+        return values
 
     def blank(self, node: Node, raw: NDArray[np.uint8]) -> None:
         """Put zeros under nulls, here or above: what Arrow keeps there is nobody's business."""

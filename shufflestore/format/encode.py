@@ -6,6 +6,7 @@ so what the index vouches for is what a reader will find.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from shufflestore import _native
 from shufflestore.errors import CorruptData, UnsupportedFeature
 from shufflestore.format.arrowfile import ArrowScan, Batch, ColumnPart, column_parts
-from shufflestore.format.layout import ABSENT, PAGE_HEAD, IndexHeader, Layout, layout_of
+from shufflestore.format.layout import ABSENT, PAGE_HEAD, IndexHeader, layout_of
 from shufflestore.format.schema import ROW, Buffer, Role, Tree, build_tree
 
 __all__ = ["BuiltIndex", "build_index"]
@@ -42,6 +43,11 @@ class BuiltIndex:
     header: IndexHeader
     parts: tuple[bytes | NDArray[np.uint8], ...]
     """The file's bytes, in order."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the header: with it, a manifest vouches for the shard and its index."""
+        return hashlib.sha256(self.header.encode()).digest()
 
 
 def build_index(data: NDArray[np.uint8], found: ArrowScan, tree: Tree, checksums: bool = True) -> BuiltIndex:
@@ -380,7 +386,7 @@ class _Index:
         return {
             "buffers": placed.tolist(),
             "codec": codec,
-            "crc": _native.crc32c(self.data[start:stop]) if self.checksums else None,
+            "crc": _native.crc32c(self.data[start:stop].data) if self.checksums else None,
             "nodes": nodes.tolist(),
             "span": [start, stop - start],
             "views": list(views),

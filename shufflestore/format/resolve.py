@@ -122,8 +122,8 @@ class Located:
     @cached_property
     def all_set(self) -> list[bool]:
         """For each bit, whether every record has it set."""
-        found: list[bool] = self.bits.all(axis=0).tolist()
-        return found
+        made: NDArray[np.bool_] = np.all(self.bits, axis=0)
+        return list(map(bool, made))
 
     @cached_property
     def is_all_set(self) -> bool:

@@ -24,7 +24,7 @@ from shufflestore.loader.options import Format, LoaderOptions
 from shufflestore.loader.transform import Transformed
 from shufflestore.orders import kernels
 from shufflestore.orders.cursor import Cursor
-from shufflestore.orders.epoch import Order, make_order
+from shufflestore.orders.epoch import Order, OrderName, make_order
 from shufflestore.orders.partition import Partition, Remainder, Topology
 
 __all__ = ["DataLoader"]
@@ -121,7 +121,7 @@ class DataLoader:
         self.seed = 0 if seed is None else int(seed)
         self._seed_is_given = seed is not None
         self.remainder: Remainder = remainder or ("drop" if drop_last else "uneven")
-        self.order_name = ("once" if reshuffle == "once" else "global") if shuffle else "sequential"
+        self.order_name: OrderName = ("once" if reshuffle == "once" else "global") if shuffle else "sequential"
         self._given = (rank, world_size)
         if rank is not None or world_size is not None:
             resolve(rank, world_size)  # wrong ones are refused here, not at the first batch

@@ -49,7 +49,7 @@ class Transformed(Generic[T, U], Iterator[U]):
                 item = next(self._items)
             except StopIteration:
                 self._ended = True
-            except Exception as error:  # noqa: BLE001 - kept and raised when its turn has come
+            except Exception as error:
                 self._failure, self._ended = error, True
             else:
                 self._ahead.append(self._pool.submit(self._transform, item))
