@@ -2,7 +2,8 @@
 
     python -m pytest benchmarks/bench_convert.py --benchmark-enable -s
 
-Every contender ends with its bytes on the disk (fsync), and what it wrote is read back and checked.
+Ours and pyarrow end with their bytes on the disk (fsync), Hugging Face does not wait for that. What was
+written is read back and checked, outside the clock.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def convert_ours(source: Any, target: Path, workers: int, count: int) -> int:
 
 
 def copy_by_pyarrow(source: Path, target: Path, use_threads: bool, count: int) -> int:
-    """Read Parquet and write one Arrow IPC file, in memory that does not grow, then fsync."""
+    """Read Parquet row group by row group, write one Arrow IPC file in chunks of 1,000 records, fsync."""
     target.mkdir()
     file = pq.ParquetFile(source)
     with (target / "data.arrow").open("wb") as sink:
         with pa.ipc.new_file(sink, file.schema_arrow) as writer:
-            for batch in file.iter_batches(1000, use_threads=use_threads):
-                writer.write_batch(batch)
+            for group in range(file.num_row_groups):
+                writer.write_table(file.read_row_group(group, use_threads=use_threads), max_chunksize=1000)
         sink.flush()
         os.fsync(sink.fileno())
     return count

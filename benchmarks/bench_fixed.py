@@ -1,6 +1,6 @@
 """Records of fixed_size_list<uint16, 2048> delivered as int64 [32, 2048], beside the same copies widened in C.
 
-    python -m pytest benchmarks/bench_fixed.py --benchmark-enable -s
+python -m pytest benchmarks/bench_fixed.py --benchmark-enable -s
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def test_fixed(benchmark: Any, workload: Workload, rounds: int) -> None:
         comparison = Comparison(epochs, WidenLoop.name)
         benchmark.pedantic(comparison.round, rounds=rounds * 3 if workload.is_timed else 1, iterations=1)
     ratio = statistics.median(comparison.ratios("ours"))
-    report = Report("fixed", "Fixed records: uint16 [2048] to int64 [32, 2048]", COMMAND, WidenLoop.name, comparison.rows())
+    report = Report(
+        "fixed", "Fixed records: uint16 [2048] to int64 [32, 2048]", COMMAND, WidenLoop.name, comparison.rows()
+    )
     report.figures = [Figure("ours / plain C copy-and-widen", ratio, 0.7)]
     report.notes = {"records": part.record_count, "share in page cache": cached, **comparison.notes}
     benchmark.extra_info["ratio"] = ratio

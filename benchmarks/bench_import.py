@@ -1,6 +1,6 @@
 """How long `import shufflestore` takes, and what it loads.
 
-    python -m pytest benchmarks/bench_import.py --benchmark-enable -s
+python -m pytest benchmarks/bench_import.py --benchmark-enable -s
 """
 
 from __future__ import annotations

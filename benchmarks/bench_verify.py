@@ -75,7 +75,9 @@ def test_verify(benchmark: Any, workload: Workload, rounds: int) -> None:
     if isinstance(other, str):
         report.notes[f"with the {NARROW} kernel"] = f"not measured: {other}"
     else:
-        report.figures.append(Figure(f"cost with the {NARROW} kernel", 1 - statistics.median(other), 0.30, at_most=True))
+        report.figures.append(
+            Figure(f"cost with the {NARROW} kernel", 1 - statistics.median(other), 0.30, at_most=True)
+        )
     benchmark.extra_info["cost"] = cost
     if workload.is_timed:
         report.write(workload.is_full)

@@ -236,9 +236,15 @@ def test_no_wait_is_without_a_deadline():
         text = path.read_text("utf-8")
         lines = text.splitlines()
         for node in ast.walk(ast.parse(text)):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in WAITS:
+            if (
+                not isinstance(node, ast.Call)
+                or not isinstance(node.func, ast.Attribute)
+                or node.func.attr not in WAITS
+            ):
                 continue
-            has_deadline = node.args or any(k.arg and ("timeout" in k.arg or k.arg == "blocking") for k in node.keywords)
+            has_deadline = node.args or any(
+                k.arg and ("timeout" in k.arg or k.arg == "blocking") for k in node.keywords
+            )
             said = "\n".join(lines[max(node.lineno - 2, 0) : node.end_lineno])
             if not has_deadline and "# no deadline: " not in said:
                 found.append(f"{name_of(path)}:{node.lineno} {ast.unparse(node)}")
@@ -268,7 +274,9 @@ def test_the_native_library_knows_no_python():
 
 
 def test_pinned_tools_are_those_of_the_project_file():
-    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "tests/requirements.txt").read_text("utf-8"), re.MULTILINE))
+    pinned = dict(
+        re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "tests/requirements.txt").read_text("utf-8"), re.MULTILINE)
+    )
     asked = dict(re.findall(r'"([\w.-]+)==([^"]+)"', (ROOT / "pyproject.toml").read_text("utf-8")))
     assert asked.items() <= pinned.items()
     assert "torch" in pinned

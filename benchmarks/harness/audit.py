@@ -41,7 +41,7 @@ def check_batch(
         Wrong: Naming the first bad record.
     """
     ids = ids_of(np.asarray(batch.labels, np.int64))
-    if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < record_count):
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= record_count):
         raise Wrong(f"a label names a record outside [0, {record_count:,})")
     offsets, values = np.asarray(batch.offsets), np.asarray(batch.values)
     lengths = lengths_of(ids)
@@ -66,7 +66,7 @@ def check_ids(ids: Sequence[NDArray[np.int64]], record_count: int, is_whole: boo
         Wrong: An id is missing, foreign or comes twice.
     """
     joined = np.concatenate(ids) if ids else np.empty(0, np.int64)
-    if len(joined) and not (0 <= int(joined.min()) and int(joined.max()) < record_count):
+    if len(joined) and (int(joined.min()) < 0 or int(joined.max()) >= record_count):
         raise Wrong(f"an id lies outside [0, {record_count:,})")
     counts = np.bincount(joined, minlength=record_count)
     if (counts > 1).any():

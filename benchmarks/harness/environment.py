@@ -55,12 +55,12 @@ def resident_share(files: list[Path]) -> float:
             continue
         count = -(-size // mmap.PAGESIZE)
         flags = (ctypes.c_ubyte * count)()
-        with file.open("rb") as opened:
-            # Copy-on-write, never written: ctypes takes the address of a writable map only.
-            with mmap.mmap(opened.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as view:
-                anchor = ctypes.c_char.from_buffer(view)
-                code = libc.mincore(ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(size), flags)
-                del anchor
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        # Copy-on-write and never written: ctypes takes the address of a writable map only.
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), size, mmap.MAP_PRIVATE, access) as view:
+            anchor = ctypes.c_char.from_buffer(view)
+            code = libc.mincore(ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(size), flags)
+            del anchor
         if code == 0:
             pages += count
             there += sum(flag & 1 for flag in bytes(flags))

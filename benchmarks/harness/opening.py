@@ -1,6 +1,6 @@
 """One fresh process of `bench_opening`: open, take the first batch, say what it cost, as a line of JSON.
 
-    python -m benchmarks.harness.opening FOLDER POSITION warm|cold
+python -m benchmarks.harness.opening FOLDER POSITION warm|cold
 """
 
 from __future__ import annotations

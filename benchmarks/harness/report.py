@@ -77,7 +77,9 @@ class Report:
                 unless `SHUFFLESTORE_BENCH_RESULTS` names a folder.
         """
         environment = describe()
-        self.notes["machine"] = f"{environment['processor']}, {environment['cpus']} cpus, load {environment['load_before']}"
+        self.notes["machine"] = (
+            f"{environment['processor']}, {environment['cpus']} cpus, load {environment['load_before']}"
+        )
         self.notes["versions"] = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
         print(f"\n{self.text()}")
         chosen = os.environ.get("SHUFFLESTORE_BENCH_RESULTS")

@@ -59,26 +59,30 @@ class CLoop:
         self._data = _joined(base, end - base)
         self._offset = located.offset[:, tokens] + (starts - np.uint64(base))[places.shard]
         self._bytes = np.ascontiguousarray(located.size[:, tokens])
-        self._out = self.buffer(workload)
+        self.out = self.buffer(workload)
 
     def buffer(self, workload: Workload) -> NDArray[Any]:
         """Return the one buffer, large enough for any batch."""
         return np.zeros(workload.batch_size * 4096, np.uint8)
 
+    def spans(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Return first byte and bytes of each record's tokens, for `gather`."""
+        return self._offset[ids], self._bytes[ids]
+
     def gather(self, offset: NDArray[np.uint64], size: NDArray[np.uint64]) -> None:
         """Fill the buffer with a batch."""
-        _native.gather_limit(self._data, offset, size, self._out)
+        _native.gather_limit(self._data, offset, size, self.out)
 
     def batches(self, epoch: int) -> Iterator[_Batch]:
         """Return the epoch's batches; their ranges are looked up before the clock starts."""
         ids = make_order("global", self._count, 1, epoch).ids(np.arange(self._count))
-        offset, size = self._offset[ids], self._bytes[ids]
+        offset, size = self.spans(ids)
         cuts = [slice(a, min(a + self._size, self._count)) for a in range(0, self._count, self._size)]
         work = [(offset[cut], size[cut], labels_of(ids[cut])) for cut in cuts]
         return self._gathered(work)
 
     def _gathered(self, work: list[tuple[Any, Any, Any]]) -> Iterator[_Batch]:
-        gather, out = self.gather, self._out
+        gather, out = self.gather, self.out
         for offset, size, labels in work:
             gather(offset, size)
             yield _Batch(labels, out)
@@ -98,7 +102,7 @@ class CLoop:
 
     def close(self) -> None:
         """Let go of the maps."""
-        self._data = self._out = None
+        self._data = self.out = None
         self._maps = []
 
 
@@ -114,7 +118,7 @@ class WidenLoop(CLoop):
 
     def gather(self, offset: NDArray[np.uint64], size: NDArray[np.uint64]) -> None:
         """Fill the buffer with a batch."""
-        _native.widen_limit(self._data, offset, size, self._out)
+        _native.widen_limit(self._data, offset, size, self.out)
 
     def lengths(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return 2,048 for each record."""

@@ -80,7 +80,9 @@ class TorchOver:
         if self._format == "arrow":
             # The set's own __getitems__ cannot cut a table into records: give it whole batches of ids.
             sampler = BatchSampler(RandomSampler(self._data), self._size, drop_last=False)
-            return DataLoader(self._data, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=self._collate)
+            return DataLoader(
+                self._data, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=self._collate
+            )
         return DataLoader(self._data, self._size, shuffle=True, num_workers=workers, collate_fn=self._collate)
 
     def _trial(self, workers: int) -> float:

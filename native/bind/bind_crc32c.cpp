@@ -1,6 +1,7 @@
 // CRC32C as Python sees it.
 #include <stdexcept>
 
+#include "gil.hpp"
 #include "shufflestore/crc32c.hpp"
 #include "shufflestore/spans.hpp"
 #include "views.hpp"
@@ -30,17 +31,17 @@ std::uint32_t crc(nb::handle data, std::uint32_t seed) {
   constexpr std::size_t kWorthIt = 16 << 10;  // below, letting the GIL go costs more than it gives
   const Contiguous bytes(data);
   if (bytes.size() < kWorthIt) return crc32c(bytes.data(), bytes.size(), seed);
-  const nb::gil_scoped_release nogil;
+  const GilReleased nogil;
   return crc32c(bytes.data(), bytes.size(), seed);
 }
 
 void spans(Bytes data, Words offsets, Words sizes, Output<std::uint32_t> out) {
-  const nb::gil_scoped_release nogil;
+  const GilReleased nogil;
   crc32c_spans(view(data), view(offsets), view(sizes), view(out));
 }
 
 std::uint32_t chain(Bytes data, Words offsets, Words sizes, std::uint32_t seed) {
-  const nb::gil_scoped_release nogil;
+  const GilReleased nogil;
   return crc32c_chain(view(data), view(offsets), view(sizes), seed);
 }
 

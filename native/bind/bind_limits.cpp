@@ -1,4 +1,5 @@
 // The yardsticks of the benchmarks as Python sees them.
+#include "gil.hpp"
 #include "shufflestore/limits.hpp"
 #include "views.hpp"
 
@@ -10,7 +11,7 @@ void bind_limits(nb::module_& m) {
   m.def(
       "gather_limit",
       [](Bytes data, Words offsets, Words sizes, Output<std::uint8_t> out) {
-        const nb::gil_scoped_release nogil;
+        const GilReleased nogil;
         gather_limit(view(data), view(offsets), view(sizes), view(out));
       },
       "data"_a.noconvert(), "offsets"_a.noconvert(), "sizes"_a.noconvert(), "out"_a.noconvert(),
@@ -18,7 +19,7 @@ void bind_limits(nb::module_& m) {
   m.def(
       "widen_limit",
       [](Bytes data, Words offsets, Words sizes, Output<std::int64_t> out) {
-        const nb::gil_scoped_release nogil;
+        const GilReleased nogil;
         widen_limit(view(data), view(offsets), view(sizes), view(out));
       },
       "data"_a.noconvert(), "offsets"_a.noconvert(), "sizes"_a.noconvert(), "out"_a.noconvert(),

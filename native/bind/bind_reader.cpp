@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "gil.hpp"
 #include "shufflestore/reader.hpp"
 #include "views.hpp"
 
@@ -29,7 +30,7 @@ std::vector<Reader::Batch> submit(Reader& reader, Rows reads, Words ends,
                                 " rows, but there are " + std::to_string(ends.shape(0)) + " batches");
   }
   const std::span rows(reinterpret_cast<const Read*>(reads.data()), reads.shape(0));
-  const nb::gil_scoped_release nogil;
+  const GilReleased nogil;
   return reader.submit(rows, view(ends), view(output_sizes), output_sizes.shape(1));
 }
 
@@ -46,7 +47,7 @@ bool wait(Pending& pending, double timeout_seconds) {
   for (;;) {
     const std::chrono::nanoseconds left = end - Clock::now();
     {
-      const nb::gil_scoped_release nogil;
+      const GilReleased nogil;
       if (pending.wait(std::clamp(left, std::chrono::nanoseconds(0), kSlice))) return true;
     }
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
@@ -94,7 +95,7 @@ void bind_pending(nb::module_& m) {
            "Return (index, kind, errno, expected, found) of the first failed read, once done; None if good.")
       .def("take", &take, nb::sig("def take(self) -> list[numpy.typing.NDArray[numpy.uint8]]"),
            "Return the outputs of a good batch, once; the caller owns them.")
-      .def("cancel", &Pending::cancel, nb::call_guard<nb::gil_scoped_release>(),
+      .def("cancel", &Pending::cancel, nb::call_guard<GilReleased>(),
            "Start no further read of this batch; it then ends as failed, kind \"closed\".");
 }
 
@@ -108,7 +109,7 @@ void bind_reader(nb::module_& m) {
       .def("add", &Reader::add, "path"_a, "size"_a, "Register a file and return its number. Opens nothing.")
       .def("submit", &submit, "reads"_a.noconvert(), "ends"_a.noconvert(), "output_sizes"_a.noconvert(),
            "Queue batches of reads, each five words as storage.base.READ has them; return one Pending each.")
-      .def("close", &Reader::close, nb::call_guard<nb::gil_scoped_release>(),
+      .def("close", &Reader::close, nb::call_guard<GilReleased>(),
            "End all reads and threads, close all files. Idempotent.")
       .def("counters", &counters, nb::sig("def counters(self) -> dict[str, int]"),
            "Return what was read so far.")

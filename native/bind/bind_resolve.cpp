@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "gil.hpp"
 #include "shufflestore/resolve.hpp"
 
 namespace nb = nanobind;
@@ -51,7 +52,7 @@ void bind_resolve(nb::module_& m) {
                    fits(counts, levels.shape(0)) && fits(bit_values, bits.shape(0)) &&
                    fits(fixed, static_cast<std::size_t>(geometry(3))),
                "locate: an output has the wrong shape");
-        nb::gil_scoped_release nogil;  // the arguments keep every array alive until the return
+        const shufflestore::bind::GilReleased nogil;  // the arguments keep every array alive until the return
         return locate(flat(arena), flat(pages), flat(slots), flat(rows),
                       {flat(geometry), flat(levels), flat(reads), flat(bits), flat(copies), flat(nulls)},
                       {offset.data(), size.data(), slot.data(), crc.data(), shift.data(), counts.data(),
@@ -75,7 +76,7 @@ void bind_resolve(nb::module_& m) {
         demand(lay.shape(1) == 3 && reads.shape(1) == 5 && ends.size() == b && output_sizes.shape(0) == b &&
                    regions.shape(0) == b && regions.shape(1) == k && regions.shape(2) == 2,
                "lay_out: an output has the wrong shape");
-        nb::gil_scoped_release nogil;
+        const shufflestore::bind::GilReleased nogil;
         lay_out({flat(offset), flat(size), flat(slot), flat(crc), flat(files), flat(batch_ends), flat(lay), verify,
                  flat(reads), flat(ends), flat(output_sizes), flat(regions)});
       },

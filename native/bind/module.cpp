@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 
+#include "gil.hpp"
 #include "shufflestore/cpu.hpp"
 #include "shufflestore/error.hpp"
 #include "shufflestore/reader.hpp"
@@ -49,7 +50,9 @@ NB_MODULE(_native, m) {
   m.def("cpu_features", &cpu_features, "Return what the processor offers, and the checksum kernel in use.");
   // Threads end while the interpreter is whole.
   nb::module_::import_("atexit").attr("register")(nb::cpp_function([] {
-    nb::gil_scoped_release nogil;
+    bind::g_ender = std::this_thread::get_id();
+    bind::g_is_ending.store(true, std::memory_order_release);
+    const bind::GilReleased nogil;
     close_all_readers();
   }));
 #if !defined(NDEBUG)

@@ -69,7 +69,11 @@ FileEntry& FileList::operator[](std::size_t number) const noexcept {
 }
 
 FileTable::FileTable(Access access, std::size_t max_open, std::size_t workers)
-    : access_(access), max_open_(max_open != 0 ? max_open : default_max_open()), epochs_(workers) {}
+    : access_(access),
+      max_open_(max_open != 0 ? max_open : default_max_open()),
+      workers_(workers),
+      epochs_(workers),
+      pins_(std::make_unique<PinSlot[]>(workers)) {}
 
 FileTable::~FileTable() {
   close_all();
@@ -154,7 +158,7 @@ void FileTable::evict(std::size_t keep) {
     retired_.reserve(retired_.size() + count);
     for (std::size_t i = 0; i < count; ++i) {
       std::unique_ptr<OpenFile> file(files_[open_[i]].open.exchange(nullptr));
-      retired_.push_back({.file = std::move(file), .number = open_[i], .moment = epochs_.retire()});
+      retired_.push_back({.file = std::move(file), .moment = epochs_.retire()});
     }
     open_.erase(open_.begin(), open_.begin() + static_cast<std::ptrdiff_t>(count));
     open_count_.store(open_.size(), std::memory_order_relaxed);
@@ -165,8 +169,15 @@ void FileTable::evict(std::size_t keep) {
 void FileTable::close_retired() {
   const std::uint64_t oldest = epochs_.oldest();
   std::erase_if(retired_, [this, oldest](const Retired& retired) {
-    return retired.moment < oldest && files_[retired.number].pins.load() == 0;
+    return retired.moment < oldest && !is_pinned(retired.file.get());
   });
+}
+
+bool FileTable::is_pinned(const OpenFile* file) const noexcept {
+  for (std::size_t i = 0; i < workers_; ++i) {
+    if (pins_[i].file.load() == file) return true;
+  }
+  return false;
 }
 
 std::uint64_t FileTable::length_now(std::uint32_t number, const OpenFile& open) const noexcept {

@@ -71,7 +71,7 @@ void read_one(State& state, Worker& worker, Pending& batch, std::size_t index) {
   }
   Came came{.bytes = 0, .crc = 0};
   if (read.size > 0) {
-    const FileTable::Pin pin(worker.files, read.file);
+    const FileTable::Pin pin(worker.files, worker.number, read.file);
     const OpenFile& file = pin.file();
     came = read.op == kCopy ? read_copy(file, read, to) : read_widening(state, file, read, to);
   }

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from shufflestore.errors import AlreadyExists, CorruptData, SourceError
-from shufflestore.storage.commit import publish
+from shufflestore.dataset.gc import UNFINISHED
+from shufflestore.errors import AlreadyExists, CorruptData, SourceError, StorageError
+from shufflestore.storage.commit import make_folder, publish, remove
 
 __all__ = ["Journal"]
 
-FOLDER: Final = ".convert"
+FOLDER: Final = UNFINISHED.partition("/")[0]
+PLAN: Final = UNFINISHED.partition("/")[2]
 
 
 class Journal:
     """A plan and one note for each finished bundle, each published durably.
 
-    Correct without any lock: a note only ever says what is on disk already.
+    Correct without any lock: a note only ever says what is on disk already, and to which plan it
+    belongs: notes that outlive theirs, since the end of a conversion was interrupted, count for no other.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / FOLDER
+        self._mark = ""
 
-    def exists(self) -> bool:
-        """Whether an unfinished conversion is here."""
-        return (self.folder / "plan.json").is_file()
+    def plan(self) -> dict[str, Any] | None:
+        """Return the plan of the unfinished conversion that is here; None if there is none.
+
+        Raises:
+            CorruptData: It cannot be read.
+        """
+        if not (self.folder / PLAN).is_file():
+            return None
+        try:
+            found = self._load(PLAN)
+        except CorruptData:
+            if (self.folder / PLAN).is_file():
+                raise
+            return None  # ended just now
+        if not isinstance(found, dict):
+            raise CorruptData(f"{self.folder / PLAN}: no plan; delete {self.folder} and start over")
+        return found
 
     def begin(self, plan: dict[str, Any], resume: bool) -> None:
         """Write the plan, or hold it against the one that is there.
@@ -35,16 +53,20 @@ class Journal:
             AlreadyExists: An unfinished conversion is here and nobody said to resume it.
             SourceError: It is of another source or other options.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         text = json.dumps(plan, sort_keys=True, indent=1).encode()
-        if publish(self.folder / "plan.json", text):
+        self._mark = hashlib.sha256(text).hexdigest()[:16]
+        if publish(self.folder / PLAN, text):
+            for note in self.folder.glob("bundle-*.json"):
+                if not note.name.endswith(f"-{self._mark}.json"):
+                    remove(note)
             return
         if not resume:
             raise AlreadyExists(
                 f"{self.folder.parent}: an unfinished conversion is here; go on with it (if_exists='resume', "
                 "`--if-exists resume`) or throw it away (if_exists='overwrite')"
             )
-        found = self._load("plan.json")
+        found = self.plan() or {}
         for key in sorted({*found, *plan}):
             if found.get(key) != plan.get(key):
                 raise SourceError(
@@ -55,14 +77,22 @@ class Journal:
     def note(self, bundle: int, entries: list[dict[str, Any]]) -> None:
         """Say that a bundle's shards are published."""
         told = [{**e, "header_sha256": e["header_sha256"].hex()} for e in entries]
-        publish(self.folder / f"bundle-{bundle:06d}.json", json.dumps(told, sort_keys=True).encode())
+        try:
+            publish(self.folder / self._name(bundle), json.dumps(told, sort_keys=True).encode())
+        except StorageError:
+            if (self.folder / PLAN).is_file():
+                raise
+            # Another process resumed this conversion too, and has finished it: its snapshot says it all.
+
+    def _name(self, bundle: int) -> str:
+        return f"bundle-{bundle:06d}-{self._mark}.json"
 
     def done(self, bundle: int) -> list[dict[str, Any]] | None:
         """Return a finished bundle's shards, None if it is not finished.
 
         A note whose files are not there as long as it says does not count: the disk lied, or someone cleaned up.
         """
-        name = f"bundle-{bundle:06d}.json"
+        name = self._name(bundle)
         if not (self.folder / name).is_file():
             return None
         try:
@@ -73,15 +103,20 @@ class Journal:
         root = self.folder.parent
         whole = all((root / file).is_file() and (root / file).stat().st_size == size for file, size in sizes)
         if not whole:
-            (self.folder / name).unlink()
+            remove(self.folder / name)
             return None
         return entries
 
     def end(self) -> None:
-        """Forget everything: the snapshot that was committed says it now. Idempotent."""
+        """Forget everything: the snapshot that was committed says it now. Idempotent. Raises StorageError."""
         # The plan goes first: without it nothing else here counts.
-        (self.folder / "plan.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder / PLAN)
+        for file in self.folder.glob("*"):
+            remove(file)
+        try:
+            self.folder.rmdir()
+        except OSError:
+            pass  # not there, or another process that resumed the same conversion is at its end too
 
     def _load(self, name: str) -> Any:
         try:

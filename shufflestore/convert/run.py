@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -22,7 +24,7 @@ from shufflestore.dataset.inplace import difference, write_snapshot
 from shufflestore.dataset.opening import load_manifest, snapshots_of
 from shufflestore.errors import AlreadyExists, OptionError, OutOfSpace, SchemaError, SourceError, StorageError
 from shufflestore.format.manifest import Manifest, Split
-from shufflestore.storage.commit import sweep
+from shufflestore.storage.commit import make_folder, sweep, sync_folder
 from shufflestore.storage.local import LocalStore
 
 __all__ = ["ConvertOptions", "ConvertReport", "IfExists", "commit", "convert", "prepare"]
@@ -105,26 +107,42 @@ def convert(
     chosen = options or ConvertOptions()
     opened = detect(source, chosen.kind, _source_options(chosen.source, columns, schema))
     folder = Path(target)
+    if chosen.worker_count is not None and chosen.worker_count < 1:
+        raise OptionError(f"worker_count={chosen.worker_count}; at least 1 is needed")
+    journal = Journal(folder)
+    unfinished = journal.plan()  # before the snapshots: a conversion commits, then ends its journal
     parent = prepare(folder, if_exists)
+    if unfinished is not None and _committed(folder, parent, unfinished) is not None:
+        sync_folder(folder / "snapshots")  # who committed it may have died before it was durable
+        journal.end()
+        unfinished = None
+    if unfinished is not None and if_exists == "resume" and not opened.is_replayable:
+        raise SourceError("an iterator cannot be read again from its start; resume with what made it (a list, a function)")
     pieces = list(opened.pieces())
     bundles = bundled(pieces, chosen.shards.shard_bytes)
-    journal = Journal(folder)
+    found = opened.schema()
+    plan = _plan(opened, chosen, bundles, parent, if_exists)
+    if if_exists == "resume":
+        if unfinished is None and parent is not None:
+            return _finished(folder, parent, plan, started)
+        # How it joins what was there is what was said when it began.
+        plan |= {key: unfinished[key] for key in ("base_snapshot", "mode") if unfinished and key in unfinished}
+    appends = plan["mode"] == "append"
+    if parent is not None and appends and not found.equals(parent.schema):
+        raise SchemaError(f"{folder}: cannot append other columns: {difference(parent.schema, found)}; give schema=")
     if if_exists == "overwrite":
         journal.end()
-    if if_exists == "resume" and journal.exists() and not opened.is_replayable:
-        raise SourceError("an iterator cannot be read again from its start; resume with what made it (a list, a function)")
-    found = opened.schema()
-    if parent is not None and if_exists == "append" and not found.equals(parent.schema):
-        raise SchemaError(f"{folder}: cannot append other columns: {difference(parent.schema, found)}; give schema=")
-    plan = _plan(opened, chosen, bundles, parent)
-    if if_exists == "resume" and parent is not None and not journal.exists():
-        return _finished(folder, parent, plan, started)
-    _check_room(folder, pieces)
+        unfinished = None
+    if unfinished is None:
+        _check_room(folder, bundles)
     journal.begin(plan, resume=if_exists == "resume")
     sweep(folder)
     entries, resumed = _write(opened, found, pieces, bundles, folder, journal, chosen)
-    base = parent if if_exists == "append" else None
-    made = commit(folder, found, entries, base, parent, plan)
+    try:
+        made = commit(folder, found, entries, parent, plan, appends=appends, is_once=True)
+    except AlreadyExists:
+        journal.end()  # what is left to do is another conversion
+        raise
     journal.end()
     mine = [entry for _, group in entries for entry in group]
     return ConvertReport(
@@ -155,7 +173,7 @@ def prepare(folder: Path, if_exists: IfExists) -> Manifest | None:
         raise OptionError(f"if_exists={if_exists!r}; allowed are {list(_IF_EXISTS)}")
     if folder.exists() and not folder.is_dir():
         raise AlreadyExists(f"{folder} is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     held = {p.name for p in folder.iterdir()}
     store = LocalStore(str(folder))
     parent = load_manifest(store, None) if "snapshots" in held and snapshots_of(store) else None
@@ -192,9 +210,13 @@ def bundled(pieces: Sequence[Piece], shard_bytes: int) -> list[Bundle]:
     return [Bundle(i, b.split, b.pieces, b.byte_count) for i, b in enumerate(made)]
 
 
-def _plan(source: Source, options: ConvertOptions, bundles: Sequence[Bundle], parent: Manifest | None) -> dict[str, Any]:
+def _plan(
+    source: Source, options: ConvertOptions, bundles: Sequence[Bundle], parent: Manifest | None, if_exists: IfExists
+) -> dict[str, Any]:
     """All that decides the output's bytes, as JSON."""
+    mode = "append" if if_exists == "append" else "replace"
     return {
+        "mode": mode,
         "base_snapshot": 0 if parent is None else parent.snapshot,
         "bundles": len(bundles),
         "fingerprint": source.fingerprint(),
@@ -202,6 +224,22 @@ def _plan(source: Source, options: ConvertOptions, bundles: Sequence[Bundle], pa
         "schema": source.schema().to_string(show_schema_metadata=False),
         "shards": asdict(options.shards),
     }
+
+
+def _committed(folder: Path, parent: Manifest | None, plan: dict[str, Any]) -> Manifest | None:
+    """Return the snapshot that a plan became; None if it did not."""
+    if parent is None or not isinstance(plan.get("base_snapshot"), int):
+        return None
+    store = LocalStore(str(folder))
+    try:
+        for number in snapshots_of(store):
+            if number > plan["base_snapshot"]:
+                found = load_manifest(store, number)
+                if dict(found.options) == plan:
+                    return found
+    finally:
+        store.close()
+    return None
 
 
 def _finished(folder: Path, parent: Manifest, plan: dict[str, Any], started: float) -> ConvertReport:
@@ -217,12 +255,12 @@ def _finished(folder: Path, parent: Manifest, plan: dict[str, Any], started: flo
     )
 
 
-def _check_room(folder: Path, pieces: Sequence[Piece]) -> None:
-    wanted = sum(piece.byte_count for piece in pieces)
+def _check_room(folder: Path, bundles: Sequence[Bundle]) -> None:
+    wanted = sum(bundle.byte_count for bundle in bundles)
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise OutOfSpace(
-            f"{folder}: the source has about {wanted:,} bytes, {free:,} are free there; make room or choose another target"
+            f"{folder}: about {wanted:,} bytes are to be written, {free:,} are free there; make room or choose another target"
         )
 
 
@@ -248,10 +286,9 @@ def _write(
             made[bundle.number] = done
     resumed = sum(len(group) for group in made.values())
     todo = [bundle for bundle in bundles if bundle.number not in made]
+    _check_room(folder, todo)
     spec = source.spec()
     workers = min(options.worker_count or len(os.sched_getaffinity(0)), len(todo))
-    if options.worker_count is not None and options.worker_count < 1:
-        raise OptionError(f"worker_count={options.worker_count}; at least 1 is needed")
     work = Work(str(folder), schema, tuple(pieces), options.shards)
     if spec is None or workers < 2:
         _alone(source, work, todo, journal, options, made)
@@ -323,7 +360,7 @@ def _together(
 ) -> None:
     # Spawned, not forked: this process may hold threads of torch, Arrow or the user.
     context = multiprocessing.get_context("spawn")
-    counters = context.Array("q", 2)
+    counters = context.Array("q", 3)  # records, bytes, and whether to stop
     all_bytes = sum(piece.byte_count for piece in work.pieces) or None
     source_bytes = 0
     with ProcessPoolExecutor(workers, context, _start_worker, (spec, work, counters)) as pool:
@@ -344,6 +381,7 @@ def _together(
                 "go on with if_exists='resume', with fewer workers if memory was short"
             ) from cause
         finally:
+            counters[2] = 1  # after an error or Ctrl-C nobody waits for what is left of other bundles
             for future in waiting:
                 future.cancel()
 
@@ -354,7 +392,17 @@ _worker: tuple[Source, Work, Any] | None = None
 
 def _start_worker(spec: SourceSpec, work: Work, counters: Any) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent alone decides, and tells
+    threading.Thread(target=_die_with_parent, name="shufflestore-orphan", daemon=True).start()
     _worker = (from_spec(spec), work, counters)
+
+
+def _die_with_parent() -> None:
+    """A pool's workers wait for work for ever once its process was killed: they hold both ends of its pipes."""
+    parent = multiprocessing.parent_process()
+    while parent is not None and parent.is_alive():
+        parent.join(timeout=60.0)
+    os._exit(1)
 
 
 def _in_worker(bundle: Bundle) -> list[dict[str, Any]]:
@@ -365,6 +413,8 @@ def _in_worker(bundle: Bundle) -> list[dict[str, Any]]:
         with counters.get_lock():
             counters[0] += records
             counters[1] += size
+        if counters[2]:
+            raise KeyboardInterrupt
 
     return write_bundle(source, work, bundle, advance)
 
@@ -376,23 +426,31 @@ def commit(
     folder: Path,
     schema: pa.Schema,
     entries: Entries,
-    base: Manifest | None,
     parent: Manifest | None,
     options: dict[str, Any],
+    *,
+    appends: bool,
+    is_once: bool,
 ) -> Manifest:
-    """Publish a snapshot that names these shards, behind those of `base`.
+    """Publish a snapshot that names these shards.
 
     Args:
         folder: Of the store.
         schema: Of the data set.
         entries: (split, shards' rows of the shard table), in order.
-        base: The snapshot appended to; None to begin anew.
         parent: The newest snapshot when the work began; None if there was none.
         options: Kept in the root.
+        appends: Put them behind the shards of the newest snapshot.
+        is_once: A snapshot with these options is this very one, from a process that resumed the same work.
 
     Raises:
         AlreadyExists: Another writer committed a snapshot meanwhile, and this is no append.
+        StorageError: A shard is gone that was written here.
     """
+    _check_there(folder, entries)
+    if is_once and not appends and (parent.snapshot if parent else 0) != options["base_snapshot"]:
+        raise _overtaken(folder, parent)
+    base = parent if appends else None
     while True:
         names = [split.name for split in base.splits] if base else []
         for name, _ in entries:
@@ -411,12 +469,32 @@ def commit(
         store = LocalStore(str(folder))
         newest = load_manifest(store, None)
         store.close()
-        if base is None or not newest.schema.equals(schema):
-            raise AlreadyExists(
-                f"{folder}: another writer committed snapshot {newest.snapshot} meanwhile; the shards written here are "
-                "kept: say if_exists='append' to add them behind, or run `shufflestore gc` to drop them"
-            )
+        same = _committed(folder, newest, options) if is_once else None
+        if same is not None:
+            return same
+        if not appends or not newest.schema.equals(schema):
+            raise _overtaken(folder, newest)
         base = parent = newest  # appends commute: go behind the one that was faster
+
+
+def _overtaken(folder: Path, newest: Manifest | None) -> AlreadyExists:
+    return AlreadyExists(
+        f"{folder}: another writer committed snapshot {newest.snapshot if newest else 0} meanwhile; nothing was committed "
+        "here: do it again with if_exists='append' to add behind it, or 'overwrite'"
+    )
+
+
+def _check_there(folder: Path, entries: Entries) -> None:
+    """A commit must not name what somebody removed, such as `gc` with too short a grace."""
+    for _, group in entries:
+        for entry in group:
+            for kind in ("data", "index"):
+                file = folder / entry[kind]
+                if not file.is_file() or file.stat().st_size != entry[f"{kind}_bytes"]:
+                    raise StorageError(
+                        f"{file} is no longer as it was written here ({entry[f'{kind}_bytes']:,} bytes): somebody removed "
+                        "it, perhaps `shufflestore gc` with too short a grace; nothing was committed: run it again"
+                    )
 
 
 def base_rows(folder: Path, base: Manifest | None) -> list[dict[str, Any]]:

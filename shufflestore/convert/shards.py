@@ -15,11 +15,13 @@ from shufflestore.errors import ShuffleStoreError, SourceError
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.encode import build_index
 from shufflestore.format.schema import Tree, build_tree
-from shufflestore.storage.commit import TemporaryFile, publish, publish_file
+from shufflestore.storage.commit import TemporaryFile, make_folder, publish, publish_file
 
 __all__ = ["ShardOptions", "ShardWriter"]
 
 _INT32_BYTES: Final = 2**31 - 1
+_CHUNK_ROWS: Final = 16_384
+"""Records a record batch at most, however small they are."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class ShardOptions:
     chunk_bytes: int = 2 << 20
     """Record batches of about this size: some 1,000 records of 2 KB, which other readers like."""
     chunk_rows: int | None = None
-    """Records a record batch; None for chunk_bytes over the mean record, at most 16,384."""
+    """Records a record batch; None for chunk_bytes over the mean record, at most 16,384, and anew where records grow or
+    shrink eightfold."""
     shard_records: int = 4_000_000
     """At most; keeps the row index of tiny records within tens of MB."""
 
@@ -56,7 +59,7 @@ class ShardWriter:
             advance: Called with (records, bytes) as they are written.
         """
         self._folder = folder / "shards"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._prefix = prefix
         self._schema = schema
         self._tree = build_tree(schema)
@@ -64,6 +67,7 @@ class ShardWriter:
         self._advance = advance
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
+        self._held_bytes = 0
         self._chunk_rows = options.chunk_rows
         self._file: TemporaryFile | None = None
         self._ipc: Any = None
@@ -76,11 +80,11 @@ class ShardWriter:
         """Take some records; they are written chunk by chunk. Raises OutOfSpace, StorageError, SourceError."""
         if not batch.num_rows:
             return
-        if self._chunk_rows is None:
-            mean = max(batch.nbytes / batch.num_rows, 1)
-            self._chunk_rows = max(1, min(16_384, round(self._options.chunk_bytes / mean)))
         self._held.append(batch)
         self._held_rows += batch.num_rows
+        self._held_bytes += batch.nbytes
+        if self._chunk_rows is None or (self._options.chunk_rows is None and self._is_off()):
+            self._chunk_rows = max(1, min(_CHUNK_ROWS, round(self._options.chunk_bytes / self._mean_bytes())))
         if self._held_rows >= self._chunk_rows:
             self._drain(self._held_rows // self._chunk_rows)
 
@@ -95,13 +99,28 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Drop the shard that is being written; published ones stay for a resume or `gc`. Idempotent."""
-        self._held, self._held_rows = [], 0
+        self._held, self._held_rows, self._held_bytes = [], 0, 0
         if self._file is not None:
             self._file.abandon()
             self._file = None
-        self._sealer.shutdown(cancel_futures=True)
+        self._sealer.shutdown()  # not cancelled: a shard handed over is its thread's to publish or remove
 
     # -- chunks ------------------------------------------------------------------------------------
+
+    def _mean_bytes(self) -> float:
+        return max(self._held_bytes / self._held_rows, 1.0)
+
+    def _is_off(self) -> bool:
+        """Whether records have grown or shrunk so much that the chunks at hand would not do.
+
+        Held on to, a size taken from the first records would let later, larger ones fill the memory,
+        and give smaller ones a page of the row index for a few of them.
+        """
+        assert self._chunk_rows is not None, "known from the first batch on"
+        expected = self._options.chunk_bytes
+        is_full = self._held_rows >= self._chunk_rows
+        has_grown = self._held_bytes > 8 * expected and self._mean_bytes() * self._chunk_rows > 8 * expected
+        return has_grown or (is_full and self._chunk_rows < _CHUNK_ROWS and self._mean_bytes() * self._chunk_rows < expected / 8)
 
     def _drain(self, chunks: int) -> None:
         """Write so many whole chunks of what is held; -1 for all, the last one shorter."""
@@ -113,7 +132,7 @@ class ShardWriter:
                 self._write(chunk)
         rest = table.slice(rows)
         self._held = rest.to_batches()
-        self._held_rows = len(rest)
+        self._held_rows, self._held_bytes = len(rest), rest.nbytes
 
     def _cut(self, table: pa.Table) -> Iterator[pa.RecordBatch]:
         """One record batch, or several where 32-bit offsets demand it."""
@@ -143,9 +162,10 @@ class ShardWriter:
         if self._file is None:
             return
         self._ipc.close()
-        file, self._file, self._ipc, self._written, self._written_rows = self._file, None, None, 0, 0
         if self._sealing:
-            self._sealing[-1].result()  # one at a time: bounds memory, and its error comes early
+            # One at a time: bounds memory, and its error comes while this file is still `abandon`'s to remove.
+            self._sealing[-1].result()  # no deadline: as long as the disk takes to sync one shard
+        file, self._file, self._ipc, self._written, self._written_rows = self._file, None, None, 0, 0
         number = len(self._sealing)
         self._sealing.append(self._sealer.submit(_publish_shard, file, self._folder, f"{self._prefix}-{number:03d}", self._tree))
 
@@ -163,9 +183,9 @@ def _publish_shard(file: TemporaryFile, folder: Path, stem: str, tree: Tree) -> 
             del data
         digest = built.digest
         name = f"{stem}-{digest.hex()[:16]}"
-        publish(folder / f"{name}.rows", built.parts)
+        publish(folder / f"{name}.rows", built.parts, renews=True)
         # A file of this name has this digest, hence these bytes: losing the race is as good as winning it.
-        publish_file(file, folder / f"{name}.arrow")
+        publish_file(file, folder / f"{name}.arrow", renews=True)
     except BaseException:
         file.abandon()
         raise

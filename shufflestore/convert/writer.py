@@ -14,7 +14,7 @@ from shufflestore.convert.records import RecordBuilder
 from shufflestore.convert.run import IfExists, commit, prepare
 from shufflestore.convert.shards import ShardOptions, ShardWriter
 from shufflestore.dataset.inplace import difference
-from shufflestore.errors import OptionError, SchemaError
+from shufflestore.errors import OptionError, SchemaError, StorageError
 from shufflestore.format.manifest import Manifest
 
 __all__ = ["Writer"]
@@ -58,14 +58,18 @@ class Writer:
             raise OptionError("a Writer cannot resume: it does not see your loop; use if_exists='append' or 'overwrite'")
         self._folder = Path(target)
         self._parent = prepare(self._folder, if_exists)
-        self._base = self._parent if if_exists == "append" else None
-        if self._base is not None and schema is None:
-            schema = self._base.schema
+        self._appends = if_exists == "append"
+        if self._appends and self._parent is not None:
+            base = self._parent.schema
+            if schema is not None and not schema.equals(base):
+                raise SchemaError(f"{self._folder}: cannot append other columns: {difference(base, schema)}")
+            schema = base
         self._split = split
         self._options = options or ShardOptions()
         self._builder = RecordBuilder(schema)
         self._shards: ShardWriter | None = None
         self._closed = False
+        self._broken: BaseException | None = None
         self.manifest: Manifest | None = None
         """The snapshot, once committed."""
 
@@ -77,8 +81,10 @@ class Writer:
 
         Raises:
             SchemaError: A value does not fit its column; the writer stays usable.
-            OutOfSpace, StorageError: The disk.
+            OutOfSpace, StorageError: The disk. Records given before are lost with it: the writer takes no
+                more, and closing it commits nothing.
         """
+        self._refuse_broken()
         if self._closed:
             raise OptionError("the Writer is closed; open another with if_exists='append'")
         batch = self._builder.add(record)
@@ -86,18 +92,28 @@ class Writer:
             self._put(batch)
 
     def _put(self, batch: pa.RecordBatch) -> None:
-        if self._shards is None:
-            if self._base is not None and not batch.schema.equals(self._base.schema):
-                raise SchemaError(
-                    f"{self._folder}: cannot append other columns: {difference(self._base.schema, batch.schema)}"
-                )
-            number = 0 if self._parent is None else self._parent.snapshot
-            prefix = f"{self._split}-w{number:05d}"
-            self._shards = ShardWriter(self._folder, prefix, batch.schema, self._options, lambda records, size: None)
-        self._shards.add(batch)
+        try:
+            if self._shards is None:
+                number = 0 if self._parent is None else self._parent.snapshot
+                prefix = f"{self._split}-w{number:05d}"
+                self._shards = ShardWriter(self._folder, prefix, batch.schema, self._options, lambda records, size: None)
+            self._shards.add(batch)
+        except BaseException as error:
+            self._broken = error
+            if self._shards is not None:
+                self._shards.abandon()
+            raise
+
+    def _refuse_broken(self) -> None:
+        if self._broken is not None:
+            raise StorageError(
+                f"{self._folder}: this Writer failed before ({self._broken}), and the records since are lost; nothing was "
+                "committed: mend the cause and write them again with a new Writer"
+            ) from self._broken
 
     def close(self) -> None:
         """Write what is left and commit. Idempotent. Raises as `write`, or AlreadyExists if another writer was faster."""
+        self._refuse_broken()
         if self._closed:
             return
         self._closed = True
@@ -106,15 +122,17 @@ class Writer:
             if batch is not None:
                 self._put(batch)
             entries = self._shards.finish() if self._shards else []
-        except BaseException:
+        except BaseException as error:
+            self._broken = error
             self._abandon()
             raise
         schema = self._builder.schema
         if schema is None:
             raise SchemaError(f"{self._folder}: no record was written and no schema given: nothing was committed; give schema=")
         self.manifest = commit(
-            self._folder, schema, [(self._split, entries)], self._base, self._parent, {"kind": "writer"}
-        )
+            self._folder, schema, [(self._split, entries)], self._parent, {"kind": "writer"},
+            appends=self._appends, is_once=False,
+        )  # fmt: skip
 
     def _abandon(self) -> None:
         self._closed = True

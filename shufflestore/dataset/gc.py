@@ -6,15 +6,18 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from shufflestore.dataset.opening import load_manifest, snapshots_of
 from shufflestore.errors import NotFound, OptionError
 from shufflestore.format.manifest import snapshot_name
-from shufflestore.storage.commit import TEMPORARY, remove, sweep
+from shufflestore.storage.commit import TEMPORARY, remove, sweep, sync_folder
 from shufflestore.storage.local import LocalStore
 
 __all__ = ["GcReport", "gc"]
 
+UNFINISHED: Final = ".convert/plan.json"
+"""Stands in a store while a conversion runs, or waits to be resumed."""
 GRACE_SECONDS = 86_400.0
 """A file that no snapshot names may belong to a conversion that runs now; younger ones stay."""
 
@@ -35,8 +38,9 @@ def gc(
 ) -> GcReport:
     """Remove old snapshots and files that no kept snapshot names.
 
-    Never a file that a kept snapshot names. Readers of a removed snapshot lose their files: keep as
-    many as are in use.
+    Never a file that a kept snapshot names, nor one that an unfinished conversion may go on with: to
+    be rid of these, throw it away first (`if_exists="overwrite"`, or remove `.convert`). Readers of a
+    removed snapshot lose their files: keep as many as are in use.
 
     Args:
         path: A store.
@@ -53,27 +57,70 @@ def gc(
     folder = Path(path)
     if not (folder / "snapshots").is_dir():
         raise NotFound(f"{folder} is not a store; nothing was removed")
-    store = LocalStore(str(folder))
-    numbers = snapshots_of(store)
-    kept, dropped = numbers[-keep:], numbers[:-keep]
-    # Everything is read before anything is removed: a damaged manifest stops here.
-    needed = set().union(*(_names(store, number) for number in kept)) if kept else set()
-    freed_names = set().union(*(_names(store, number) for number in dropped)) if dropped else set()
-    store.close()
-    doomed = [
-        file
-        for file in sorted(_files(folder))
-        if file not in needed and (file in freed_names or _age(folder / file) >= grace_seconds)
-    ]
-    if not kept:
-        doomed = []
-    freed = sum((folder / file).stat().st_size for file in doomed)
-    if not dry_run:
-        # Roots first: from then on nobody can open what is about to lose its files.
-        for file in sorted(doomed, key=lambda name: not name.endswith(".json")):
+    names = _Names.read(folder, keep)
+    doomed = [file for file in sorted(_files(folder)) if names.is_free(file, grace_seconds)]
+    if not dry_run and _Names.numbers(folder) != names.seen:
+        return gc(path, keep, grace_seconds, dry_run)  # somebody committed meanwhile, perhaps one of these files
+    freed = 0
+    removed = []
+    # Roots first, and for good: from then on nobody can open what is about to lose its files.
+    roots = [file for file in doomed if file.endswith(".json")]
+    for file in [*roots, *(file for file in doomed if file not in roots)]:
+        if not names.is_free(file, grace_seconds):
+            continue  # renewed by a conversion since
+        freed += (folder / file).stat().st_size
+        removed.append(file)
+        if not dry_run:
             remove(folder / file)
-        freed += sweep(folder)
-    return GcReport(str(path), tuple(doomed), freed, tuple(kept))
+            if file == (roots or [""])[-1]:
+                sync_folder(folder / "snapshots")
+    freed += 0 if dry_run else sweep(folder)
+    return GcReport(str(path), tuple(sorted(removed)), freed, tuple(names.kept))
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Which files snapshots need, and which they no longer do."""
+
+    folder: Path
+    seen: list[int]
+    kept: list[int]
+    needed: frozenset[str]
+    freed: dict[str, float]
+    """Files of snapshots that go, and when the newest of these was committed."""
+
+    @staticmethod
+    def numbers(folder: Path) -> list[int]:
+        store = LocalStore(str(folder))
+        found = snapshots_of(store)
+        store.close()
+        return found
+
+    @classmethod
+    def read(cls, folder: Path, keep: int) -> _Names:
+        """Everything is read before anything is removed: a damaged manifest stops here."""
+        numbers = cls.numbers(folder)
+        store = LocalStore(str(folder))
+        kept = numbers[-keep:]
+        needed = frozenset().union(*(_names(store, number) for number in kept))
+        freed: dict[str, float] = {}
+        for number in numbers[:-keep]:
+            committed = (folder / snapshot_name(number)).stat().st_mtime
+            freed |= dict.fromkeys(_names(store, number) - needed, committed)
+        store.close()
+        return cls(folder, numbers, kept, needed, freed)
+
+    def is_free(self, file: str, grace_seconds: float) -> bool:
+        if file in self.needed or not self.kept:
+            return False
+        try:
+            changed = (self.folder / file).stat().st_mtime
+        except FileNotFoundError:
+            return False
+        if file in self.freed and changed <= self.freed[file]:
+            return True
+        # Named by no snapshot, or renewed since by a conversion that made the very same file again.
+        return time.time() - changed >= grace_seconds and not (self.folder / UNFINISHED).exists()
 
 
 def _names(store: LocalStore, number: int) -> set[str]:
@@ -90,7 +137,3 @@ def _files(folder: Path) -> list[str]:
         names = (f.name for f in (folder / inner).glob("*") if f.suffix in endings)
         found += [f"{inner}/{name}" for name in names if not name.startswith(TEMPORARY)]
     return found
-
-
-def _age(file: Path) -> float:
-    return time.time() - file.stat().st_mtime

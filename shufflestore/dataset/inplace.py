@@ -21,7 +21,7 @@ from shufflestore.format.arrowfile import scan
 from shufflestore.format.encode import BuiltIndex, build_index
 from shufflestore.format.manifest import SHARD_TABLE, Manifest, Shards, Split, snapshot_name
 from shufflestore.format.schema import Tree, build_tree
-from shufflestore.storage.commit import publish
+from shufflestore.storage.commit import make_folder, publish
 
 __all__ = ["BESIDE", "cache_folder", "index", "index_into", "shard_entry", "write_snapshot"]
 
@@ -75,7 +75,7 @@ def index(path: str | os.PathLike[str], checksums: bool = True, progress: Progre
 def index_into(path: Path, target: Path, checksums: bool = True, progress: Progress | None = None) -> None:
     """Write row indexes of the data at `path` into the folder `target`."""
     found = discover(path)
-    (target / "rows").mkdir(parents=True, exist_ok=True)
+    make_folder(target / "rows")
     total = sum((found.folder / f).stat().st_size for split in found.splits for f in split.files)
     done = 0
     schema: pa.Schema | None = None
@@ -198,8 +198,8 @@ def write_snapshot(
     table = Shards(pa.Table.from_pylist(rows, schema=SHARD_TABLE)).encode()
     digest = hashlib.sha256(table).hexdigest()
     name = f"snapshots/{digest[:16]}.shards"
-    (folder / "snapshots").mkdir(parents=True, exist_ok=True)
-    publish(folder / name, table)
+    make_folder(folder / "snapshots")
+    publish(folder / name, table, renews=True)
     number = 1 if parent is None else parent.snapshot + 1
     if replace:
         taken = [int(p.stem) for p in (folder / "snapshots").glob("*.json") if p.stem.isdigit()]

@@ -102,6 +102,7 @@ class DataLoader:
         self.options = LoaderOptions(
             batch_size, columns, format, layout, transform, transform_threads, fill_nulls, prefetch_bytes, return_ids
         )  # fmt: skip
+        self._opened = None if isinstance(dataset, Dataset) else (dataset, split)
         if not isinstance(dataset, Dataset):
             dataset = open_dataset(dataset, split)
         elif split is not None:
@@ -125,8 +126,8 @@ class DataLoader:
         self._given = (rank, world_size)
         if rank is not None or world_size is not None:
             resolve(rank, world_size)  # wrong ones are refused here, not at the first batch
-        widen = WIDENED if format == "torch" and collate_fn is None else {}
-        self._projection = dataset.projection(columns, widen)
+        self._widen = WIDENED if format == "torch" and collate_fn is None else {}
+        self._projection = dataset.projection(columns, self._widen)
         self._computed = 0
         """Ids of shuffled orders so far."""
         self._next_epoch: int | None = None
@@ -230,10 +231,14 @@ class DataLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iterator go on where a state was taken.
 
+        Where the data set was given by its path and has been appended to since, the state's own snapshot
+        is opened again, so that the epoch ends as it began.
+
         Raises:
             StateError: Of another data set, order or version, another seed than was given here, or damaged.
         """
         cursor = Cursor.from_dict(state)
+        self._return_to(cursor)
         cursor.check(
             identity=self.dataset.identity, order=self.order_name, seed=self.seed % 2**64 if self._seed_is_given else None,
             length=len(self.dataset),
@@ -241,6 +246,22 @@ class DataLoader:
         self.seed = cursor.seed
         self._loaded = cursor
         self._next_epoch = None
+
+    def _return_to(self, cursor: Cursor) -> None:
+        """Open the snapshot that a state was taken from, if it is an older one of the same path."""
+        now = self.dataset.manifest.snapshot
+        if self._opened is None or cursor.snapshot is None or cursor.snapshot >= now:
+            return
+        if cursor.dataset == self.dataset.identity:
+            return
+        try:
+            older = open_dataset(*self._opened, snapshot=cursor.snapshot)
+        except OptionError:
+            return  # not there (any more): the check that follows says that the data set is another
+        if older.identity == cursor.dataset:
+            _log.info("%s: going back to snapshot %d of %d, which the state was taken from", older.uri, cursor.snapshot, now)
+            self.dataset = older
+            self._projection = older.projection(self.options.columns, self._widen)
 
     # -- iteration ---------------------------------------------------------------------------------
 

@@ -19,7 +19,18 @@ from typing import Any, Final, TypeVar
 
 from shufflestore.errors import OutOfSpace, StorageError
 
-__all__ = ["TEMPORARY", "SystemCalls", "TemporaryFile", "publish", "publish_file", "remove", "sweep", "system"]
+__all__ = [
+    "TEMPORARY",
+    "SystemCalls",
+    "TemporaryFile",
+    "make_folder",
+    "publish",
+    "publish_file",
+    "remove",
+    "sweep",
+    "sync_folder",
+    "system",
+]
 
 TEMPORARY: Final = ".tmp-"
 """Prefix of names that mean nothing yet."""
@@ -44,6 +55,12 @@ class SystemCalls:
 
     def unlink(self, path: str) -> None:
         Path(path).unlink()
+
+    def mkdir(self, path: str) -> None:
+        Path(path).mkdir()
+
+    def utime(self, path: str) -> None:
+        os.utime(path)
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -132,15 +149,19 @@ def _explained(verb: str, path: Path, cause: OSError, wanted: int) -> StorageErr
     if cause.errno in _NO_ROOM:
         more = f"; about {wanted:,} bytes more are needed for this file" if wanted else ""
         return OutOfSpace(f"{what}{more}; make room on that file system and resume")
-    return StorageError(what)
+    return StorageError(
+        f"{what}; what was committed before is unharmed: see to the disk, then run it again (a conversion goes on with "
+        "if_exists='resume')"
+    )
 
 
-def publish(path: Path, content: bytes | Iterable[Any]) -> bool:
+def publish(path: Path, content: bytes | Iterable[Any], renews: bool = False) -> bool:
     """Give a new file its name once its bytes are on the disk.
 
     Args:
         path: The name. Its folder exists.
         content: Bytes, or buffers to be written one after another.
+        renews: See `publish_file`.
 
     Returns:
         False, and nothing has changed, if the name was taken.
@@ -154,30 +175,68 @@ def publish(path: Path, content: bytes | Iterable[Any]) -> bool:
         for part in parts:
             file.write(part)
         file.sync()
-        return publish_file(file, path)
+        return publish_file(file, path, renews)
     except BaseException:
         file.abandon()
         raise
 
 
-def publish_file(file: TemporaryFile, path: Path) -> bool:
+def publish_file(file: TemporaryFile, path: Path, renews: bool = False) -> bool:
     """Give a synced temporary file its name, durably; False, and it is removed, if the name was taken.
 
+    Args:
+        file: Synced.
+        path: The name. Its folder exists.
+        renews: Make a file that has the name already look new, so that `gc` does not take it from a
+            conversion that relies on it. For names that follow from the content.
+
     Raises:
-        StorageError: The name may or may not be there; its bytes are whole if it is.
+        OutOfSpace, StorageError: The name may or may not be there; its bytes are whole if it is.
     """
     try:
-        _retried(system.link, str(file.path), str(path))
-        is_new = True
-    except FileExistsError:
-        # On NFS the reply to a link that worked may be lost; the second try then finds the name taken.
-        is_new = file.path.stat().st_nlink == 2 and file.path.samefile(path)
+        is_new = _linked(file, path, renews)
     except OSError as cause:
         file.abandon()
         raise _explained("link", path, cause, 0) from cause
     file.abandon()
     sync_folder(path.parent)
     return is_new
+
+
+def _linked(file: TemporaryFile, path: Path, renews: bool) -> bool:
+    while True:
+        try:
+            _retried(system.link, str(file.path), str(path))
+            return True
+        except FileExistsError:
+            pass
+        try:
+            # On NFS the reply to a link that worked may be lost; the second try then finds the name taken.
+            is_ours = file.path.stat().st_nlink == 2 and file.path.samefile(path)
+            if renews and not is_ours:
+                _retried(system.utime, str(path))
+            return is_ours
+        except PermissionError:
+            return False  # another user's file: only its owner may renew it
+        except FileNotFoundError:
+            if not file.path.exists():
+                raise
+            # Removed between the two calls: the name is free again.
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, durably; no error if it is there. Raises OutOfSpace, StorageError."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    try:
+        _retried(system.mkdir, str(path))
+    except FileExistsError as cause:
+        if not path.is_dir():
+            raise _explained("mkdir", path, cause, 0) from cause
+    except OSError as cause:
+        raise _explained("mkdir", path, cause, 0) from cause
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,20 @@ from tests.naive import orders as naive
 SEEDS = (0, 1, 2, 42, 2**31, 2**32 + 1, 2**63 + 5, 2**64 - 1)
 # 65,537 is the first computed length; just above 2**16 and 2**18 the most values fall outside and walk.
 NETWORK_LENGTHS = (65_537, 65_791, 70_000, 100_003, 131_072, 131_073, 262_144, 262_145, 262_657, 1_000_003)
-LARGE_LENGTHS = (2**31 - 1, 2**31, 2**31 + 7, 2**32 - 1, 2**32, 2**32 + 7, 10**12, 2**40, 2**53 + 1, 2**61 + 1, 2**62 - 1, 2**62)
+LARGE_LENGTHS = (
+    2**31 - 1,
+    2**31,
+    2**31 + 7,
+    2**32 - 1,
+    2**32,
+    2**32 + 7,
+    10**12,
+    2**40,
+    2**53 + 1,
+    2**61 + 1,
+    2**62 - 1,
+    2**62,
+)
 
 
 def is_bijection(ids, length):

@@ -75,7 +75,8 @@ def test_every_resume_of_up_to_24_records():
     kind=st.sampled_from(["sequential", "global", "once"]),
     seed=st.integers(0, 2**64 - 1),
     legs=st.lists(
-        st.tuples(st.integers(1, 8), st.integers(1, 400), st.sampled_from(["uneven", "drop"]), st.floats(0, 1)), max_size=6
+        st.tuples(st.integers(1, 8), st.integers(1, 400), st.sampled_from(["uneven", "drop"]), st.floats(0, 1)),
+        max_size=6,
     ),
 )
 @settings(max_examples=100, deadline=None)
@@ -97,7 +98,12 @@ def test_a_chain_of_resumes_delivers_the_uninterrupted_epoch(length, kind, seed,
 
 @given(
     field=st.sampled_from(["version", "dataset", "snapshot", "order", "seed", "epoch", "position", "length", "check"]),
-    value=st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40) | st.lists(st.integers(), max_size=2),
+    value=st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=40)
+    | st.lists(st.integers(), max_size=2),
 )
 @settings(max_examples=500, deadline=None)
 def test_no_change_of_a_saved_state_goes_unnoticed(field, value):

@@ -58,6 +58,13 @@ def strides(length: int) -> list[int]:
     return sorted({1, 2, network_lag(length), 1009, length // 3 | 1})
 
 
+def walk(length: int, first: int, stride: int, count: int) -> np.ndarray:
+    """Distinct positions first, first + stride, ... modulo the length, every cycle moved on by one."""
+    cycle = length // math.gcd(length, stride)
+    k = np.arange(count, dtype=np.int64)
+    return (first + k % cycle * stride + k // cycle) % length
+
+
 def draws(length: int, first_key: int, sample: int) -> list[tuple[tuple[int, int], np.ndarray]]:
     """(key, random positions) pairs, `sample` positions in all.
 
@@ -81,10 +88,10 @@ def gaps(candidate: Candidate, length: int, first_key: int, sample: int, lag: in
 def batch_uniformity(candidate: Candidate, length: int, first_key: int, sample: int) -> Results:
     """Each batch spreads over the high digits and over the low ones as chance would have it."""
     for stride in strides(length):
-        rows = [
-            candidate.ids((p[0] + np.arange(p.size // BATCH * BATCH) * stride) % length, length, *key).reshape(-1, BATCH)
-            for key, p in draws(length, first_key, sample)
-        ]
+        rows = []
+        for key, p in draws(length, first_key, sample):
+            positions = walk(length, int(p[0]), stride, p.size // BATCH * BATCH)
+            rows.append(candidate.ids(positions, length, *key).reshape(-1, BATCH))
         ids = np.concatenate(rows)
         for name, digits, widths in (
             ("high", high_digit(ids, length, BINS), high_widths(length, BINS)),
@@ -178,7 +185,7 @@ def birthday_spacings(candidate: Candidate, length: int, first_key: int, sample:
     """Equal gaps between sorted ids of successive positions: Poisson (Marsaglia), for long orders."""
     if length < 10**9:
         return
-    count = int(round((16 * length) ** (1 / 3)))
+    count = round((16 * length) ** (1 / 3))
     if count > sample:
         count = sample
     draws = max(1, min(64, 8 * sample // count))

@@ -77,7 +77,7 @@ def _rencontres(fixed: np.ndarray, n: int, count: int) -> float:
 
 def cycles_and_parity(orders: np.ndarray) -> Results:
     """Cycles: mean H_n, variance H_n - H_n^(2). Half of all permutations are even."""
-    count, n = orders.shape
+    n = orders.shape[1]
     least = np.broadcast_to(np.arange(n, dtype=orders.dtype), orders.shape).copy()
     jump = orders.astype(np.int64)
     for _ in range(max(1, (n - 1).bit_length())):  # pointer doubling: the least member of each cycle
@@ -160,7 +160,7 @@ def _equal_bins(values: np.ndarray, span: int, bins: int) -> float:
 
 def block_diversity(orders: np.ndarray) -> Results:
     """Distinct blocks that one batch draws from, at three places of the order."""
-    count, n = orders.shape
+    n = orders.shape[1]
     if n < 16:
         return
     size, batch = max(2, n // 16), max(4, n // 16)
@@ -179,8 +179,8 @@ def distinct_moments(n: int, size: int, blocks: int, batch: int) -> tuple[float,
     def missed(records: int) -> float:  # the chance that none of so many records is drawn
         if n - records < batch:
             return 0.0
-        lg = math.lgamma
-        return math.exp(lg(n - records + 1) - lg(n - records - batch + 1) - lg(n + 1) + lg(n - batch + 1))
+        # One factor a draw: a difference of log-gammas has no digits left at n = 2**50.
+        return math.exp(float(np.log1p(-records / (n - np.arange(batch))).sum()))
 
     one, two = missed(size), missed(2 * size)
     variance = blocks * one * (1 - one) + blocks * (blocks - 1) * (two - one * one)

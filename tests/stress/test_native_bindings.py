@@ -61,17 +61,17 @@ def test_no_array_is_converted(reader: _native.Reader, wrong: object):
 
 
 def test_outputs_of_the_checksum_calls_are_not_converted_either():
-    offsets, sizes = np.array([0], np.uint64), np.array([5], np.uint64)
-    out = np.zeros(1, np.uint32)
-    read_only = np.zeros(1, np.uint32)
+    offsets, sizes = np.array([0, 0], np.uint64), np.array([5, 5], np.uint64)
+    out = np.zeros(2, np.uint32)
+    read_only = np.zeros(2, np.uint32)
     read_only.flags.writeable = False
-    for wrong in (np.zeros(1, np.int64), np.zeros(2, np.uint32)[::2], read_only):
+    for wrong in (np.zeros(2, np.int64), np.zeros(4, np.uint32)[::2], read_only):
         with pytest.raises(TypeError):
             _native.crc32c_spans(DATA, offsets, sizes, wrong)
     _native.crc32c_spans(DATA, offsets, sizes, out)
     assert out[0] == _native.crc32c(DATA[:5]) == _native.crc32c(DATA[:5].tobytes()) == _native.crc32c(memoryview(DATA)[:5])
     with pytest.raises(ValueError, match="span 0"):
-        _native.crc32c_spans(DATA, np.array([2**64 - 1], np.uint64), sizes, out)
+        _native.crc32c_spans(DATA, np.array([2**64 - 1, 0], np.uint64), sizes, out)
     with pytest.raises(ValueError, match="room"):
         _native.gather_limit(DATA, offsets, sizes, np.zeros(4, np.uint8))
 

@@ -33,7 +33,6 @@ struct FileEntry {
   std::uint64_t vouched_size = 0;
   std::atomic<OpenFile*> open{nullptr};
   std::atomic<std::uint32_t> last_used{0};
-  std::atomic<std::uint32_t> pins{0};  // workers inside a system call on it
 };
 
 // Files by number. Entries never move and are read without a lock, also in a forked child.
@@ -93,20 +92,21 @@ class FileTable {
   class Pin {
    public:
     // Throws IoError, std::bad_alloc.
-    Pin(FileTable& table, std::uint32_t number)
-        : hold_(table.files_[number].pins), file_(table.acquire(number)) {}
-    const OpenFile& file() const noexcept { return file_; }
+    Pin(FileTable& table, std::size_t worker, std::uint32_t number) : slot_(table.pins_[worker].file) {
+      // An eviction either sees the pin or is seen by the second look.
+      do {
+        file_ = &table.acquire(number);
+        slot_.store(file_);
+      } while (table.files_[number].open.load() != file_);
+    }
+    ~Pin() { slot_.store(nullptr, std::memory_order_release); }
+    Pin(const Pin&) = delete;
+    Pin& operator=(const Pin&) = delete;
+    const OpenFile& file() const noexcept { return *file_; }
 
    private:
-    struct Hold {
-      explicit Hold(std::atomic<std::uint32_t>& pins) noexcept : pins_(pins) { pins_.fetch_add(1); }
-      ~Hold() { pins_.fetch_sub(1); }
-      Hold(const Hold&) = delete;
-      Hold& operator=(const Hold&) = delete;
-      std::atomic<std::uint32_t>& pins_;
-    };
-    Hold hold_;
-    const OpenFile& file_;
+    std::atomic<const OpenFile*>& slot_;
+    const OpenFile* file_ = nullptr;
   };
 
   // The length that the file has now, asked by path; 0 where the path is another file than the open one.
@@ -121,8 +121,10 @@ class FileTable {
  private:
   struct Retired {
     std::unique_ptr<OpenFile> file;
-    std::uint32_t number;
     std::uint64_t moment;
+  };
+  struct alignas(64) PinSlot {
+    std::atomic<const OpenFile*> file{nullptr};
   };
 
   const OpenFile& acquire(std::uint32_t number);
@@ -130,10 +132,13 @@ class FileTable {
   std::unique_ptr<OpenFile> open_or_make_room(const FileEntry& entry);
   void evict(std::size_t keep);
   void close_retired();
+  bool is_pinned(const OpenFile* file) const noexcept;
 
   Access access_;
   std::size_t max_open_;
+  std::size_t workers_;
   Epochs epochs_;
+  std::unique_ptr<PinSlot[]> pins_;  // a worker's each
   FileList files_;
   std::atomic<std::uint32_t> clock_{0};
   std::atomic<std::size_t> open_count_{0};

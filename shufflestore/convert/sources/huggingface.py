@@ -131,10 +131,8 @@ class HuggingFaceSource:
         step = max(1, int(self._options.batch_bytes / split.mean_bytes))
         for a in range(start, stop, step):
             b = min(stop, a + step)
-            if split.indices is None:
-                batches = split.table.slice(a, b - a).to_batches()
-            else:
-                batches = _gather(split, split.indices[a:b])
+            rows = None if split.indices is None else split.indices[a:b]
+            batches = split.table.slice(a, b - a).to_batches() if rows is None else _gather(split, rows)
             for batch in batches:
                 yield conform(batch, schema, f"split {name!r} rows [{a:,}, {b:,})")
 
@@ -230,6 +228,8 @@ def _saved_state(folder: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError) as e:
         raise SourceError(f"{folder}/state.json is not what datasets writes ({e!r}); save the data set again") from e
+    if not names:
+        raise SourceError(f"{folder}/state.json names no data files; save the data set again")
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise SourceError(

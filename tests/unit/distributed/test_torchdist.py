@@ -11,7 +11,10 @@ from shufflestore.orders.partition import Topology
 
 def stand_in(*, is_available=True, is_initialized=True):
     return SimpleNamespace(
-        is_available=lambda: is_available, is_initialized=lambda: is_initialized, get_rank=lambda: 2, get_world_size=lambda: 5
+        is_available=lambda: is_available,
+        is_initialized=lambda: is_initialized,
+        get_rank=lambda: 2,
+        get_world_size=lambda: 5,
     )
 
 

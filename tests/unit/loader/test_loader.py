@@ -277,3 +277,19 @@ def test_a_closed_loader_stops_and_can_start_again(folder):
         loader.close()
         assert list(iterator) == []
         assert len(ids_of(loader)) == 26
+
+
+def test_a_state_goes_back_to_its_own_snapshot_after_an_append(tmp_path):
+    store = tmp_path / "store"
+    ss.convert([{"x": i} for i in range(20)], store)
+    loader = ss.DataLoader(store, 4, shuffle=True, return_ids=True)
+    seen = next(iter(loader))["x"].tolist()
+    state = loader.state_dict()
+    ss.convert([{"x": i} for i in range(20, 30)], store, if_exists="append")
+    fresh = ss.DataLoader(store, 4, shuffle=True, return_ids=True)
+    assert len(fresh.dataset) == 30
+    fresh.load_state_dict(state)
+    assert sorted(seen + [x for batch in fresh for x in batch["x"].tolist()]) == list(range(20))
+    ss.gc(store, grace_seconds=0)
+    with pytest.raises(StateError, match="data set"):
+        ss.DataLoader(store, 4, shuffle=True).load_state_dict(state)

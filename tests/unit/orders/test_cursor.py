@@ -20,7 +20,15 @@ STATE = Cursor(**GOOD).to_dict()
 
 
 def test_a_cursor_survives_json_and_stays_small():
-    largest = Cursor(dataset="d" * 256, snapshot=2**63 - 1, order="o" * 128, seed=2**64 - 1, epoch=2**64 - 1, position=2**62, length=2**62)
+    largest = Cursor(
+        dataset="d" * 256,
+        snapshot=2**63 - 1,
+        order="o" * 128,
+        seed=2**64 - 1,
+        epoch=2**64 - 1,
+        position=2**62,
+        length=2**62,
+    )
     for cursor in (Cursor(**GOOD), Cursor(**{**GOOD, "snapshot": None, "length": None}), largest):
         text = json.dumps(cursor.to_dict())
         assert len(text) < 1024

@@ -127,7 +127,8 @@ def test_the_empty_order_has_no_position_and_the_order_of_one_has_one():
 
 
 @pytest.mark.parametrize(
-    ("start", "stop", "step"), [(0, 10, 1), (3, 50, 7), (9, -1, -3), (5, 6, 1), (5, 5, 1), (9, 3, 2), (2**50, 2**51, 2**49)]
+    ("start", "stop", "step"),
+    [(0, 10, 1), (3, 50, 7), (9, -1, -3), (5, 6, 1), (5, 5, 1), (9, 3, 2), (2**50, 2**51, 2**49)],
 )
 def test_a_range_of_positions_counts_as_range_does(start, stop, step):
     key = derive_key(2**52 + 1)
@@ -139,7 +140,10 @@ def test_a_range_of_positions_counts_as_range_does(start, stop, step):
 def test_a_range_counts_exactly_where_floats_do_not():
     key = derive_key(2**62)
     start = 2**62 - 3 * (2**53 + 1)
-    assert permute_range(start, 2**62, 2**53 + 1, key).tolist() == permute([start, start + 2**53 + 1, start + 2**54 + 2], key).tolist()
+    assert (
+        permute_range(start, 2**62, 2**53 + 1, key).tolist()
+        == permute([start, start + 2**53 + 1, start + 2**54 + 2], key).tolist()
+    )
 
 
 @pytest.mark.parametrize(("start", "stop", "step"), [(-1, 5, 1), (0, 1001, 1), (999, -2, -1), (0, 10, 0)])
@@ -189,7 +193,9 @@ def test_threads_share_one_key():
     wanted = permute(range(60_000), derive_key(60_000, 1)).tolist()
 
     def work():
-        results.append(permute(range(60_000), key).tolist() == wanted and invert(wanted, key).tolist() == list(range(60_000)))
+        results.append(
+            permute(range(60_000), key).tolist() == wanted and invert(wanted, key).tolist() == list(range(60_000))
+        )
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

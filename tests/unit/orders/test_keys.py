@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from shufflestore.errors import OptionError, OrderError
-from shufflestore.orders.keys import MAX_LENGTH, OrderKey, derive_key, mix64
 from shufflestore.orders.kernels import permute
+from shufflestore.orders.keys import MAX_LENGTH, OrderKey, derive_key, mix64
 from tests.naive import orders as naive
 
 
@@ -39,7 +39,9 @@ def test_seeds_are_taken_modulo_two_to_the_64():
 
 
 def test_neighbouring_seeds_and_epochs_never_share_a_key():
-    keys = {derive_key(1000, seed, epoch, word) for seed in range(30) for epoch in range(30) for word in ("global", "b")}
+    keys = {
+        derive_key(1000, seed, epoch, word) for seed in range(30) for epoch in range(30) for word in ("global", "b")
+    }
     assert len(keys) == 30 * 30 * 2
     assert len({word for key in keys for word in key.words}) == 30 * 30 * 2 * 12
 

@@ -11,8 +11,17 @@ from shufflestore.orders.partition import MAX_BATCH_SIZE, Partition, Topology
 
 @pytest.mark.parametrize(
     ("rank", "world_size", "named"),
-    [(1, 1, "rank"), (-1, 2, "rank"), (0, 0, "world_size"), (0, -3, "world_size"), (True, 2, "rank"), (0, 2.0, "world_size"), ("0", 1, "rank"), (0, 2**31, "world_size")],
-)  # fmt: skip
+    [
+        (1, 1, "rank"),
+        (-1, 2, "rank"),
+        (0, 0, "world_size"),
+        (0, -3, "world_size"),
+        (True, 2, "rank"),
+        (0, 2.0, "world_size"),
+        ("0", 1, "rank"),
+        (0, 2**31, "world_size"),
+    ],
+)
 def test_a_topology_that_cannot_be_is_refused_by_name(rank, world_size, named):
     with pytest.raises(OptionError, match=f"^{named} "):
         Topology(rank, world_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from shufflestore.convert.sources.iterable.values import (
     INT32_MAX,
     Misfit,
     SchemaGuess,
+    casts_exactly,
     check_record,
     dtype_of,
     encode,
@@ -177,7 +178,7 @@ class _ArrayColumn:
             return self.add(pa.array(value, self._storage.value_type).to_numpy())
         if hasattr(value, "__array__") and not np.isscalar(value):
             array = np.asarray(value)
-            if array.dtype.kind in "iuf" and np.can_cast(array.dtype, self._dtype, "safe"):
+            if array.dtype.kind in "iuf" and casts_exactly(array.dtype, self._dtype):
                 return self.add(np.ascontiguousarray(array, self._dtype))
         self._seal()
         self._done.append(encode([value], self._type))
@@ -232,6 +233,19 @@ def _column(type_: pa.DataType) -> _Column:
     if pt.is_string(type_) or pt.is_large_string(type_) or pt.is_binary(type_) or pt.is_large_binary(type_):
         return _TextColumn(type_)
     return _ScalarColumn(type_) if pt.is_primitive(type_) else _NestedColumn(type_)
+
+
+def _adder(field: pa.Field, column: _Column) -> Callable[[Any], int]:
+    """Return the function that adds a value to a column, or refuses None where the field does."""
+    if field.nullable:
+        return column.add
+
+    def add(value: Any) -> int:
+        if value is None:
+            raise Misfit("its schema rules None out")
+        return column.add(value)
+
+    return add
 
 
 class RecordBuilder:
@@ -301,7 +315,7 @@ class RecordBuilder:
             self._held = []
         if self.record_count == self._flushed or self._schema is None:
             return None
-        arrays = [column.take() for column in self._columns]
+        arrays = [column.take() for _, column in self._columns]
         self._flushed, self._size = self.record_count, 0
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
@@ -309,27 +323,35 @@ class RecordBuilder:
         if not schema.names or len(set(schema.names)) < len(schema.names):
             raise SchemaError(f"the schema has the columns {schema.names}; at least one is needed, and none twice")
         self._schema = schema
-        self._columns = [_column(field.type) for field in schema]
-        self._adds = [(field.name, column.add) for field, column in zip(schema, self._columns, strict=True)]
+        self._columns = [(field, _column(field.type)) for field in schema]
+        self._adds = [(field.name, _adder(field, column)) for field, column in self._columns]
         self._names = frozenset(schema.names)
-        self._required = [field.name for field in schema if not field.nullable]
+        self._width = len(self._names)
 
     def _append(self, record: Mapping[str, Any], number: int) -> None:
-        values = record
-        if type(record) is not dict or record.keys() != self._names:
-            values = self._complete(record, number)
-        for name in self._required:
-            if values[name] is None:
-                raise SchemaError(f"record {number:,}: column {name!r} is None, which its schema rules out")
-        size = 0
-        for done, (name, add) in enumerate(self._adds):
-            try:
-                size += add(values[name])
-            except (Misfit, pa.ArrowException, TypeError, ValueError, OverflowError) as e:
-                for column in self._columns[:done]:
-                    column.undo()
-                raise misfit(number, self._schema.field(done), values[name], e) from e  # type: ignore[union-attr] # fixed
+        # As many keys as columns, and every column among them: the same keys, without making sets of them.
+        values = record if type(record) is dict and len(record) == self._width else self._complete(record, number)
+        size = done = 0
+        name, value = "", None
+        try:
+            for name, add in self._adds:
+                value = values[name]
+                size += add(value)
+                done += 1
+        except KeyError:
+            self._undo(done)
+            if values is not record:
+                raise  # not a missing key, but what a value of the user's raised
+            self._append(self._complete(record, number), number)
+            return
+        except (Misfit, pa.ArrowException, TypeError, ValueError, OverflowError) as e:
+            self._undo(done)
+            raise misfit(number, self._columns[done][0], value, e) from e
         self._size += size
+
+    def _undo(self, count: int) -> None:
+        for _, column in self._columns[:count]:
+            column.undo()
 
     def _complete(self, record: Mapping[str, Any], number: int) -> Mapping[str, Any]:
         """Return a record with the schema's keys."""

@@ -17,6 +17,7 @@ __all__ = [
     "INT32_MAX",
     "Misfit",
     "SchemaGuess",
+    "casts_exactly",
     "check_record",
     "dtype_of",
     "encode",
@@ -123,7 +124,7 @@ def _type_of(value: Any, *, is_top: bool = False) -> pa.DataType:
     if isinstance(value, (bool, np.bool_)):
         return pa.bool_()
     if isinstance(value, int):
-        return pa.infer_type([value])
+        return _type_of_integers([value])
     if isinstance(value, np.ndarray):
         return _type_of_array(value, is_top=is_top)
     if isinstance(value, Mapping):
@@ -142,7 +143,9 @@ def _type_of(value: Any, *, is_top: bool = False) -> pa.DataType:
 
 def _type_of_items(values: Sequence[Any]) -> pa.DataType:
     kinds = set(map(type, values)) - {type(None)}
-    if kinds and kinds <= {int, float, str, bytes} and len(kinds) == 1:
+    if kinds == {int}:
+        return _type_of_integers([value for value in values if value is not None])
+    if len(kinds) == 1 and kinds <= {float, str, bytes}:
         return pa.infer_type(values)
     found = pa.null()
     for value in values:
@@ -151,6 +154,13 @@ def _type_of_items(values: Sequence[Any]) -> pa.DataType:
             raise Misfit(f"the list holds {found} and {told(value)}")
         found = merged
     return found
+
+
+def _type_of_integers(values: Sequence[int]) -> pa.DataType:
+    low, high = min(values), max(values)
+    if low < -(2**63) or high >= (2**63 if low < 0 else 2**64):
+        raise Misfit(f"[{low}, {high + 1}) fits neither int64 nor uint64")
+    return pa.int64() if high < 2**63 else pa.uint64()
 
 
 def _type_of_array(value: np.ndarray[Any, Any], *, is_top: bool) -> pa.DataType:
@@ -252,13 +262,22 @@ def _encode_items(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
     """Return the items of several lists as one array."""
     if values and all(isinstance(v, np.ndarray) and v.ndim == 1 for v in values):
         wanted = dtype_of(type_)
-        if wanted is not None and all(np.can_cast(v.dtype, wanted, "safe") for v in values):
-            return pa.array(np.concatenate(values, dtype=wanted), type_)
+        if wanted is not None:
+            if all(casts_exactly(v.dtype, wanted) for v in values):
+                return pa.array(np.concatenate(values, dtype=wanted), type_)
+            if wanted.kind == "f" and any(v.dtype.kind == "f" and v.itemsize > wanted.itemsize for v in values):
+                raise Misfit(f"values would be rounded to {wanted}")
     return encode(list(chain.from_iterable(v.tolist() if _is_plain(v) else v for v in values)), type_)
 
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind != "M"
+
+
+def casts_exactly(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Return whether every value of one dtype is one of another; numpy calls int64 to float64 safe, too."""
+    rounds = given.kind in "iu" and given.itemsize == 8 and wanted.kind == "f"
+    return np.can_cast(given, wanted, "safe") and not rounds
 
 
 def dtype_of(type_: pa.DataType) -> np.dtype[Any] | None:

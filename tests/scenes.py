@@ -1,0 +1,135 @@
+"""A data set whose every value follows from its record's number, and programs that run apart with a deadline."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import shufflestore as ss
+
+ROOT = Path(__file__).parents[1]
+SCALE = float(os.environ.get("SHUFFLESTORE_SCALE", "1"))
+"""Multiplies the sizes of campaigns."""
+KINDS = ("cat", "dog", "emu")
+
+
+def table(first: int, last: int) -> pa.Table:
+    """Return records [first, last): each column's value is a function of the record's number."""
+    numbers = range(first, last)
+    return pa.table(
+        {
+            "label": pa.array(numbers, pa.int64()),
+            "tokens": pa.array([list(range(i, i + i % 9)) for i in numbers], pa.list_(pa.int32())),
+            "pixels": pa.array([[i % 251] * 4 for i in numbers], pa.list_(pa.uint8(), 4)),
+            "text": [f"record {i}" for i in numbers],
+            "kind": pa.array([KINDS[i % 3] for i in numbers]).dictionary_encode(),
+        }
+    )
+
+
+def save(folder: Path, count: int = 1_000, files: int = 4, chunk_rows: int = 64) -> Path:
+    """Write a data set of several Arrow files with a row index beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    edges = np.linspace(0, count, files + 1).astype(int).tolist()
+    for i, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        made = table(first, last)
+        with pa.OSFile(str(folder / f"{i}.arrow"), "wb") as sink, pa.ipc.new_file(sink, made.schema) as writer:
+            writer.write_table(made, max_chunksize=chunk_rows)
+    ss.index(folder)
+    return folder
+
+
+def check_record(record: dict[str, Any], number: int) -> None:
+    """Assert that a record as a dict is that record."""
+    assert int(record["label"]) == number
+    assert list(record["tokens"]) == list(range(number, number + number % 9))
+    assert list(record["pixels"]) == [number % 251] * 4
+    assert record["text"] == f"record {number}"
+    assert record["kind"] == KINDS[number % 3]
+
+
+def check_batch(batch: dict[str, Any]) -> list[int]:
+    """Assert that the columns of a batch, those that there are, belong to its record_id; return that."""
+    ids = [int(i) for i in batch["record_id"]]
+    if "label" in batch:
+        assert [int(i) for i in batch["label"]] == ids
+    if "tokens" in batch:
+        assert [list(map(int, t)) for t in batch["tokens"]] == [list(range(i, i + i % 9)) for i in ids]
+    if "pixels" in batch:
+        assert [list(map(int, p)) for p in batch["pixels"]] == [[i % 251] * 4 for i in ids]
+    if "text" in batch:
+        assert list(batch["text"]) == [f"record {i}" for i in ids]
+    if "kind" in batch:
+        assert list(batch["kind"]) == [KINDS[i % 3] for i in ids]
+    return ids
+
+
+def threads() -> int:
+    """Return how many threads this process has, native ones too."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def descriptors() -> int:
+    """Return how many files this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def maps() -> int:
+    """Return how many files of data sets are mapped into this process."""
+    return Path("/proc/self/maps").read_text().count(".arrow")
+
+
+def resident_bytes() -> int:
+    """Return how much memory of its own this process has: anonymous pages, not maps of files."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) * 1024
+
+
+_PRELUDE = """
+import faulthandler, sys
+faulthandler.dump_traceback_later({seconds}, exit=True)  # a hang shows where, and ends
+sys.path.insert(0, {root!r})
+"""
+
+
+def run(program: str, *arguments: object, seconds: int = 60, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a program in an interpreter of its own; after `seconds` it shows all stacks and is killed."""
+    text = _PRELUDE.format(seconds=seconds, root=str(ROOT)) + textwrap.dedent(program)
+    return subprocess.run(
+        [sys.executable, *flags, "-c", text, *map(str, arguments)],
+        capture_output=True, text=True, timeout=seconds + 20, cwd="/", check=False,
+    )  # fmt: skip
+
+
+def good(done: subprocess.CompletedProcess[str]) -> str:
+    """Return what a program printed; assert that it ended well and complained of nothing."""
+    assert (done.returncode, done.stderr) == (0, ""), f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def child_code(work: Callable[[], None], seconds: int = 30) -> int:
+    """Fork; do some work in the child, which a signal ends if it hangs; return its exit code."""
+    child = os.fork()
+    if child == 0:
+        import faulthandler
+        import traceback
+
+        code = 1
+        try:
+            # Stacks first: the wait below is what ends it.
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

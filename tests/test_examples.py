@@ -1,0 +1,50 @@
+"""Every example runs, small, in a process of its own, and checks its own claims."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SMALL = {
+    "distributed.py": ["--records", "101"],
+    "huggingface_in_place.py": ["--records", "600"],
+    "numpy_only.py": ["--records", "6000"],
+    "own_loop_writer.py": ["--records", "300"],
+    "quickstart.py": ["--megabytes", "1", "--seconds", "0.2", "--workers", "1"],
+    "resume.py": ["--records", "400"],
+    "train_tokens.py": ["--steps", "12", "--files", "2"],
+}
+
+
+def test_every_example_is_run():
+    assert sorted(p.name for p in EXAMPLES.glob("*.py")) == sorted(SMALL)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_example(name, tmp_path):
+    arguments = [*SMALL[name], *(["--data", str(tmp_path)] if name == "quickstart.py" else [])]
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", EXAMPLES / name, *arguments], capture_output=True, text=True, timeout=240, cwd=tmp_path
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_quickstart_runs_a_second_time_and_shows_both_loaders(tmp_path):
+    command = [sys.executable, EXAMPLES / "quickstart.py", *SMALL["quickstart.py"], "--data", tmp_path]
+    for again in (False, True):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("using the tokens of an earlier run" in done.stdout) == again
+        assert re.search(r"came exactly\s+once", done.stdout)
+        assert re.search(r"shufflestore: [\d,.]+ x the Hugging Face loader", done.stdout)
+
+
+def test_the_scripts_are_sound_shell():
+    root = EXAMPLES.parent
+    for script in (EXAMPLES / "quickstart.sh", root / "tests/run.sh", root / ".ci/run", root / ".ci/environment.sh"):
+        subprocess.run(["bash", "-n", script], check=True, timeout=60)
