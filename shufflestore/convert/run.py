@@ -124,6 +124,7 @@ def convert(
     plan = _plan(opened, chosen, bundles, parent, if_exists)
     if if_exists == "resume":
         if unfinished is None and parent is not None:
+            sweep(folder)
             return _finished(folder, parent, plan, started)
         # How it joins what was there is what was said when it began.
         plan |= {key: unfinished[key] for key in ("base_snapshot", "mode") if unfinished and key in unfinished}
