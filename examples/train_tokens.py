@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import shufflestore as ss
 
-RECORD_BYTES = 256
+RECORD_BYTES = 128
 
 
 def records(file_count: int) -> Iterator[dict[str, Any]]:

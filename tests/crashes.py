@@ -6,6 +6,8 @@ to be killed are forked by a small server (`python -m tests.crashes`), so that o
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import signal
@@ -30,7 +32,7 @@ class Seam(commit.SystemCalls):
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.count = 0
+        self.ops: list[str] = []
 
     def around(self, number: int, op: str, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Any:
         return call(*arguments)
@@ -41,8 +43,8 @@ def _watched(op: str) -> Callable[..., Any]:
 
     def watched(self: Seam, *arguments: Any) -> Any:
         with self.lock:
-            number = self.count
-            self.count += 1
+            number = len(self.ops)
+            self.ops.append(op)
         return self.around(number, op, arguments, lambda *given: plain(self, *given))
 
     return watched
@@ -143,9 +145,10 @@ class Forks:
 
 
 def _serve() -> None:
-    import shufflestore.convert.sources.jsonl
-    import shufflestore.convert.sources.parquet  # noqa: F401 - loaded once, before the first fork
-
+    # Loaded once, before the first fork; pandas because pyarrow loads it when it is there.
+    for module in ("shufflestore.convert.sources.jsonl", "shufflestore.convert.sources.parquet", "pandas"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     pipes: dict[int, int] = {}
     for line in sys.stdin:
         question = json.loads(line)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +36,16 @@ class Layout:
             crashes.do(self.job_at(done))
         finally:
             crashes.commit.system = plain
-        self.call_count = counted.count
+        self.ops = counted.ops
         self.after = stores.seen(done)
         self.digests = stores.digests(done)
         assert self.after != self.before
         assert not stores.leftovers(done)
+
+    def moments(self) -> list[tuple[int, str]]:
+        """Each instant at which it may die: before each call, and halfway through each write."""
+        torn = [(at, "torn") for at, op in enumerate(self.ops) if op == "write"]
+        return [(at, "before") for at in range(len(self.ops))] + torn
 
     def fresh(self, name: str) -> Path:
         """The target as it was, under a name."""
@@ -78,6 +87,14 @@ class Layout:
         else:
             found = stores.digests(target)
             assert {name: found[name] for name in self.digests} == self.digests
+
+
+@contextmanager
+def memory_home() -> Iterator[Path]:
+    """A folder in memory where there is one: syncing thousands of files to a disk proves nothing about kills."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as home:
+        yield Path(home)
 
 
 def make(name: str, home: Path) -> Layout:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,17 +118,15 @@ def good(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
-def child_code(work: Callable[[], None], seconds: int = 30) -> int:
-    """Fork; do some work in the child, which a signal ends if it hangs; return its exit code."""
+def child_code(work: Callable[[], None], seconds: int = 60) -> int:
+    """Fork; do some work in the child, which shows its stacks and dies if it hangs; return its exit code."""
     child = os.fork()
     if child == 0:
-        import faulthandler
-        import traceback
-
         code = 1
         try:
-            # Stacks first: the wait below is what ends it.
-            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+            # Not dump_traceback_later: in a child it would wait for the thread that its parent had for it.
+            faulthandler.register(signal.SIGALRM, file=sys.__stderr__, chain=True)
+            signal.alarm(seconds)
             work()
             code = 0
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+# One thread of torch each: these are small, and two tests run at a time.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SMALL = {
     "distributed.py": ["--records", "101"],
@@ -28,16 +31,15 @@ def test_every_example_is_run():
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_example(name, tmp_path):
     arguments = [*SMALL[name], *(["--data", str(tmp_path)] if name == "quickstart.py" else [])]
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", EXAMPLES / name, *arguments], capture_output=True, text=True, timeout=240, cwd=tmp_path
-    )  # fmt: skip
+    command = [sys.executable, "-W", "error::UserWarning", EXAMPLES / name, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_quickstart_runs_a_second_time_and_shows_both_loaders(tmp_path):
     command = [sys.executable, EXAMPLES / "quickstart.py", *SMALL["quickstart.py"], "--data", tmp_path]
     for again in (False, True):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
         assert done.returncode == 0, done.stdout + done.stderr
         assert ("using the tokens of an earlier run" in done.stdout) == again
         assert re.search(r"came exactly\s+once", done.stdout)

@@ -76,7 +76,7 @@ def test_page(page, scene, tmp_path, monkeypatch, capsys):
         if block.reason or block.language in SHOWN:
             continue
         if block.language == "python":
-            exec(compile("\n" * block.line + block.code, str(page), "exec"), namespace)  # noqa: S102
+            exec(compile("\n" * block.line + block.code, str(page), "exec"), namespace)
         elif block.language == "bash":
             done = subprocess.run(["bash", "-euc", block.code], capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, f"{where}: {done.stdout}{done.stderr}"

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from benchmarks.harness.audit import Opened
 from benchmarks.harness.workload import Workload
-from benchmarks.loaders.huggingface_take import opened_table
+from benchmarks.loaders.huggingface_take import jagged
 
 __all__ = ["rivals"]
 
@@ -38,13 +38,6 @@ def collate_numpy(records: Sequence[dict[str, Any]]) -> Batch:
     tokens = [record["tokens"] for record in records]
     labels = np.array([record["label"] for record in records])
     return torch.from_numpy(labels), torch.from_numpy(np.concatenate(tokens)), _ends([len(t) for t in tokens])
-
-
-def collate_arrow(table: Any) -> Batch:
-    """Return jagged tensors of a table."""
-    opened = opened_table(table)
-    labels, values = np.array(opened.labels), np.array(opened.values)  # torch wants memory that may be written
-    return torch.from_numpy(labels), torch.from_numpy(values), torch.from_numpy(opened.offsets)
 
 
 class TorchOver:
@@ -113,5 +106,5 @@ def rivals() -> list[TorchOver]:
     return [
         TorchOver("torch", collate_torch),
         TorchOver("numpy", collate_numpy),
-        TorchOver("arrow", collate_arrow),
+        TorchOver("arrow", jagged),
     ]

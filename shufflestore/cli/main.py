@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="shufflestore", description="Training data in true random order at full speed.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"shufflestore {shufflestore.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    strict = functools.partial(argparse.ArgumentParser, allow_abbrev=False)  # a sub-parser does not inherit it
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=strict)
     for command in (convert, index, info, head, verify, gc):
         command.register(commands)
     for each in commands.choices.values():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shufflestore.errors import OptionError, SchemaError
 from shufflestore.format.decode import Column, numpy_type
 
-__all__ = ["LAYOUTS", "Jagged", "Layout", "Nulls", "Padded", "map_arrays", "to_numpy"]
+__all__ = ["Jagged", "LAYOUTS", "Layout", "Nulls", "Padded", "map_arrays", "to_numpy"]
 
 A = TypeVar("A")
 Layout = Literal["jagged", "padded", "list"]

@@ -111,6 +111,12 @@ class Journal:
         """Forget everything: the snapshot that was committed says it now. Idempotent. Raises StorageError."""
         # The plan goes first: without it nothing else here counts.
         remove(self.folder / PLAN)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a conversion left that was interrupted while it ended. Idempotent. Raises StorageError."""
+        if (self.folder / PLAN).is_file():
+            return
         for file in self.folder.glob("*"):
             remove(file)
         try:

@@ -125,6 +125,7 @@ def convert(
     if if_exists == "resume":
         if unfinished is None and parent is not None:
             sweep(folder)
+            journal.tidy()
             return _finished(folder, parent, plan, started)
         # How it joins what was there is what was said when it began.
         plan |= {key: unfinished[key] for key in ("base_snapshot", "mode") if unfinished and key in unfinished}
@@ -371,7 +372,7 @@ def _together(
                 finished, _ = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     bundle = waiting.pop(future)
-                    made[bundle.number] = future.result()
+                    made[bundle.number] = future.result()  # no deadline: it is done
                     journal.note(bundle.number, made[bundle.number])
                     source_bytes += bundle.byte_count
                 if options.progress is not None:

@@ -93,6 +93,7 @@ class ShardWriter:
         if self._held_rows:
             self._drain(-1)
         self._seal()
+        # no deadline: writing takes as long as the disk takes
         entries = [future.result() for future in self._sealing]
         self._sealer.shutdown()
         return entries

@@ -20,7 +20,7 @@ from shufflestore.format.resolve import Located, Placed, Wanted, lay_out, wanted
 from shufflestore.format.schema import Tree
 from shufflestore.storage.base import READ, WIDEN, Pending, ReadFailure
 
-__all__ = ["Projection", "Ready", "Reading"]
+__all__ = ["Projection", "Reading", "Ready"]
 
 _WHOLE_CACHE_BYTES: Final = 64 << 20
 """Decoded columns of chunks that are only read whole; a small dictionary column then costs one read a chunk."""

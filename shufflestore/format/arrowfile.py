@@ -236,13 +236,21 @@ def _schema(metadata: bytes, message: flatbuffer.Table) -> tuple[pa.Schema, tupl
     framed = struct.pack("<Ii", 0xFFFFFFFF, len(metadata)) + metadata
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(framed))
-        str(schema)  # names that are no UTF-8 show when they are first looked at
+        for field in schema:
+            _decode_names(field)
     except (pa.ArrowException, OSError, ValueError) as cause:
         raise FormatError(f"the schema message is damaged: {cause}") from cause
     ids: list[int] = []
     for field in header.tables(1):
         _dictionary_ids(field, ids)
     return schema, tuple(ids)
+
+
+def _decode_names(field: pa.Field) -> None:
+    """Look at every name: pyarrow decodes them only then, and one that is no UTF-8 is a ValueError."""
+    len(field.name)
+    for child in children_of(storage_type(field.type)):
+        _decode_names(child)
 
 
 def _dictionary_ids(field: flatbuffer.Table, ids: list[int]) -> None:

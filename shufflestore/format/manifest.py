@@ -19,7 +19,7 @@ from shufflestore.errors import CorruptData, FormatError, OptionError, Unsupport
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.layout import MAX_PAGE, MIN_PAGE
 
-__all__ = ["SHARD_TABLE", "Manifest", "Shards", "Split", "snapshot_name", "snapshot_number"]
+__all__ = ["Manifest", "SHARD_TABLE", "Shards", "Split", "snapshot_name", "snapshot_number"]
 
 FORMAT: Final = "shufflestore"
 VERSION: Final = 1

@@ -20,7 +20,7 @@ import pyarrow.types as pt
 
 from shufflestore.errors import SchemaError, UnsupportedFeature
 
-__all__ = ["ROW", "Buffer", "Node", "Role", "Tree", "build_tree", "plain_type", "schema_digest"]
+__all__ = ["Buffer", "Node", "ROW", "Role", "Tree", "build_tree", "plain_type", "schema_digest"]
 
 ROW: Final = -1
 """The level of what is counted in rows."""

@@ -37,7 +37,7 @@ class Transformed(Generic[T, U], Iterator[U]):
                 raise failure
             raise StopIteration
         try:
-            return self._ahead.popleft().result()
+            return self._ahead.popleft().result()  # no deadline: the user's own code
         except BaseException:
             self.close()
             raise

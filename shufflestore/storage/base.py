@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 __all__ = [
     "COPY",
     "HAS_CRC",
+    "Pending",
     "READ",
+    "ReadFailure",
+    "Store",
     "UNKNOWN_SIZE",
     "WIDEN",
     "ZERO",
-    "Pending",
-    "ReadFailure",
-    "Store",
 ]
 
 READ: Final = np.dtype(

@@ -20,8 +20,8 @@ from typing import Any, Final, TypeVar
 from shufflestore.errors import OutOfSpace, StorageError
 
 __all__ = [
-    "TEMPORARY",
     "SystemCalls",
+    "TEMPORARY",
     "TemporaryFile",
     "make_folder",
     "publish",

@@ -1,7 +1,7 @@
 """B1: a conversion killed at any call that changes the disk leaves the old data set or the new one, and can go on.
 
 Kills are made through the seam in processes of their own, before a call, after it and halfway
-through a write; that the seam sees every such call is held against strace.
+through a write (after one call is before the next); that the seam sees every such call is held against strace.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import pytest
 from tests import layouts, stores
 from tests.crashes import Forks
 
-MOMENTS = ("before", "torn", "after")
-
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    home = tmp_path_factory.mktemp("kill")
-    return {name: layouts.make(name, home / name) for name in layouts.LAYOUTS}
+def made():
+    with layouts.memory_home() as home:
+        yield {name: layouts.make(name, home / name) for name in layouts.LAYOUTS}
 
 
 def kill_and_recover(forks: Forks, layout: layouts.Layout, at: int, when: str) -> str:
@@ -38,9 +36,9 @@ def kill_and_recover(forks: Forks, layout: layouts.Layout, at: int, when: str) -
 
 
 def test_a_conversion_killed_at_any_of_40_calls_is_whole_and_can_be_resumed_to_the_same_bytes(made):
-    every = [(name, at, when) for name in made for at in range(made[name].call_count) for when in MOMENTS]
+    every = [(name, at, when) for name in made for at, when in made[name].moments()]
     chosen = random.Random(1).sample(every, 40)
-    chosen += [(name, made[name].call_count - back, "before") for name in made for back in (1, 2, 3)]  # the commit
+    chosen += [(name, len(made[name].ops) - back, "before") for name in made for back in range(1, 9)]  # about the commit
     with Forks() as forks:
         for name, at, when in chosen:
             kill_and_recover(forks, made[name], at, when)
@@ -51,12 +49,11 @@ def test_a_conversion_killed_at_any_of_40_calls_is_whole_and_can_be_resumed_to_t
 def test_a_conversion_killed_at_each_call_is_whole_and_can_be_resumed(made, name, capsys):
     totals: dict[str, int] = {}
     with Forks() as forks:
-        for at in range(made[name].call_count):
-            for when in MOMENTS:
-                saw = kill_and_recover(forks, made[name], at, when)
-                totals[saw] = totals.get(saw, 0) + 1
+        for at, when in made[name].moments():
+            saw = kill_and_recover(forks, made[name], at, when)
+            totals[saw] = totals.get(saw, 0) + 1
     with capsys.disabled():
-        print(f"\nB1 {name}: {made[name].call_count} calls, {sum(totals.values())} runs, 0 damaged: {totals}")
+        print(f"\nB1 {name}: {len(made[name].ops)} calls, {sum(totals.values())} runs, 0 damaged: {totals}")
     assert any("before" in saw for saw in totals)
     assert any("after" in saw for saw in totals)
 
@@ -69,11 +66,10 @@ def test_a_resume_that_is_killed_too_can_be_resumed(made, capsys):
         for _ in range(500):
             layout = made[r.choice([n for n in layouts.LAYOUTS if not n.startswith("writer")])]
             target = layout.fresh("twice")
-            forks.run(layout.job_at(target, die_at=r.randrange(layout.call_count), when=r.choice(MOMENTS)))
-            layout.check_readers(target)
-            second = layout.job_at(target, if_exists="resume", die_at=r.randrange(layout.call_count), when=r.choice(MOMENTS))
-            forks.run(second)
-            layout.check_readers(target)
+            for mode in (layout.job["if_exists"], "resume"):
+                at, when = r.choice(layout.moments())
+                forks.run(layout.job_at(target, if_exists=mode, die_at=at, when=when))
+                layout.check_readers(target)
             layout.recover(target)
             layout.check_recovered(target)
     with capsys.disabled():
@@ -84,7 +80,7 @@ def test_a_resumed_conversion_repeats_no_finished_bundle(made):
     layout = made["first"]
     target = layout.fresh("victim")
     with Forks() as forks:
-        assert forks.run(layout.job_at(target, die_at=layout.call_count - 20)).was_killed
+        assert forks.run(layout.job_at(target, die_at=len(layout.ops) - 20)).was_killed
     done = {p: p.stat().st_ino for p in (target / "shards").glob("*.arrow")}
     assert done
     report = stores.ss.convert(layout.job["source"], target, if_exists="resume", options=stores.small())
@@ -102,7 +98,7 @@ import sys
 from tests import crashes, stores
 crashes.commit.system = seam = crashes.Seam()
 crashes.do({"do": "convert", "if_exists": "error", "source": sys.argv[1], "target": sys.argv[2]})
-print(seam.count)
+print(len(seam.ops))
 """
 
 

@@ -28,7 +28,7 @@ def test_more_than_there_are(run_json, store):
 
 
 def test_shuffled_as_epoch_0_is(run_json, store):
-    code, told = run_json("head", store, "--shuffle", "--seed", 3, "-n", 5)
+    _, told = run_json("head", store, "--shuffle", "--seed", 3, "-n", 5)
     expected = make_order("global", 50, 3, 0).ids(np.arange(5)).tolist()
     assert [r["label"] for r in told["records"]] == expected
 

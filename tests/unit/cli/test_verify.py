@@ -35,7 +35,7 @@ def test_a_file_that_is_short_or_gone(run, store):
     file.write_bytes(data[:-1])
     code, out = run("verify", store)
     assert code == 1
-    assert f"{len(data):,} bytes" in out
+    assert f"has {len(data) - 1:,} bytes, the manifest says {len(data):,}" in out
     assert out.rstrip().endswith("1 problems")
     file.unlink()
     assert run("verify", store)[0] == 1

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -17,6 +17,11 @@ from shufflestore.convert.sources.iterable.values import check_record, infer_sch
 from shufflestore.errors import SourceError
 
 __all__ = ["IterableSource"]
+
+
+_GROUP_RECORDS: Final = 256
+"""Records put together column by column at a time: as many spread the cost of numpy's calls."""
+_GROUP_BYTES: Final = 4 << 20
 
 
 class IterableSource:
@@ -74,10 +79,8 @@ class IterableSource:
             SchemaError: A record does not fit; it is named by its number, from 0.
         """
         builder = self._builder(self.schema())
-        for record in self._records():
-            batch = builder.add(record)
-            if batch is not None:
-                yield batch
+        for group in self._groups():
+            yield from builder.add_group(group)
         last = builder.flush()
         if last is not None:
             yield last
@@ -105,6 +108,19 @@ class IterableSource:
         self._is_spent = True
         head, self._head = self._head, []
         return chain(head, self._rest)
+
+    def _groups(self) -> Iterator[list[Mapping[str, Any]]]:
+        """Yield all records, some hundred at a time and of at most some MB, safe from their owner's changes."""
+        group: list[Mapping[str, Any]] = []
+        limit = max(1, min(_GROUP_RECORDS, int(_GROUP_BYTES * self._head_count / max(self._head_bytes, 1))))
+        for record in self._records():
+            # A generator may give the same array again and again, with other values.
+            group.append({name: own(value) for name, value in record.items()} if type(record) is dict else record)
+            if len(group) >= limit:
+                yield group
+                group = []
+        if group:
+            yield group
 
     def _builder(self, schema: pa.Schema) -> RecordBuilder:
         takes_some = self._options.columns is not None or isinstance(self._options.schema, pa.Schema)
