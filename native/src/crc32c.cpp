@@ -51,10 +51,11 @@ constexpr std::array kKernels = {
                  crc32c_kernel::fold512_copy},
     Crc32cKernel{"fold256", []() noexcept { return cpu().vpclmul256; }, crc32c_kernel::fold256_hash,
                  crc32c_kernel::fold256_copy},
-    Crc32cKernel{"fold128", []() noexcept { return cpu().pclmul; }, crc32c_kernel::fold128_hash,
-                 crc32c_kernel::fold128_copy},
+    // Three streams of the crc32 instruction keep up with 128-bit folding on Intel and pass it on AMD.
     Crc32cKernel{"sse42", []() noexcept { return cpu().sse42; }, crc32c_kernel::sse42_hash,
                  crc32c_kernel::sse42_copy},
+    Crc32cKernel{"fold128", []() noexcept { return cpu().pclmul; }, crc32c_kernel::fold128_hash,
+                 crc32c_kernel::fold128_copy},
 #endif
     Crc32cKernel{"portable", []() noexcept { return true; }, crc32c_kernel::portable_hash,
                  crc32c_kernel::portable_copy},

@@ -25,7 +25,9 @@ def register(commands: _SubParsersAction[ArgumentParser]) -> None:
     p.add_argument("--columns", help="names of the columns to keep, separated by commas")
     p.add_argument("--if-exists", choices=("error", "resume", "append", "overwrite"), default="error")
     p.add_argument("--workers", type=count, help="processes; one a processor if not given")
-    p.add_argument("--shard-bytes", type=byte_size, default=ShardOptions().shard_bytes, metavar="SIZE", help="default 256MiB")
+    p.add_argument(
+        "--shard-bytes", type=byte_size, default=ShardOptions().shard_bytes, metavar="SIZE", help="default 256MiB"
+    )
     p.add_argument("--chunk-rows", type=count, metavar="N", help="records an Arrow record batch; by size if not given")
     p.add_argument("--token-dtype", choices=("uint16", "uint32"), help="of a raw token file (.bin); default uint16")
     p.add_argument("--record-tokens", type=count, metavar="N", help="cut a token file into records of N tokens")

@@ -33,7 +33,9 @@ def run(args: Namespace) -> int:
     columns = args.columns.split(",") if args.columns else None
     rows: list[dict[str, Any]] = []
     if wanted:
-        rows = next(data.batches(wanted, shuffle=args.shuffle, seed=args.seed, columns=columns, format="arrow")).to_pylist()
+        rows = next(
+            data.batches(wanted, shuffle=args.shuffle, seed=args.seed, columns=columns, format="arrow")
+        ).to_pylist()
     if args.json:
         print(json.dumps({"path": args.path, "records": rows}, default=_jsonable))
         return 0

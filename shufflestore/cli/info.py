@@ -41,8 +41,12 @@ def run(args: Namespace) -> int:
     if args.json:
         print(json.dumps(told))
         return 0
-    print(f"{args.path}: {manifest.record_count:,} records in {manifest.shard_count:,} shards, snapshot {manifest.snapshot}")
-    print(f"  data {readable(sizes['data_bytes'])}, row index {readable(sizes['index_bytes'])}, identity {manifest.identity}")
+    print(
+        f"{args.path}: {manifest.record_count:,} records in {manifest.shard_count:,} shards, snapshot {manifest.snapshot}"
+    )
+    print(
+        f"  data {readable(sizes['data_bytes'])}, row index {readable(sizes['index_bytes'])}, identity {manifest.identity}"
+    )
     for split in manifest.splits:
         print(f"  split {split.name}: {split.record_count:,} records")
     for field in manifest.schema:

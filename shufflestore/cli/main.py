@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import signal
@@ -30,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="shufflestore", description="Training data in true random order at full speed.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"shufflestore {shufflestore.__version__}")
-    strict = functools.partial(argparse.ArgumentParser, allow_abbrev=False)  # a sub-parser does not inherit it
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=strict)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (convert, index, info, head, verify, gc):
         command.register(commands)
     for each in commands.choices.values():
+        each.allow_abbrev = False  # which a sub-parser does not inherit
         each.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse_args(arguments)
     try:

@@ -70,7 +70,9 @@ class Jagged(Generic[A]):
 
     def pin_memory(self) -> Jagged[Any]:
         """Return a copy in page-locked memory, as `torch.Tensor.pin_memory`."""
-        return Jagged(map_arrays(self.values, lambda a: a.pin_memory()), map_arrays(self.offsets, lambda a: a.pin_memory()))
+        return Jagged(
+            map_arrays(self.values, lambda a: a.pin_memory()), map_arrays(self.offsets, lambda a: a.pin_memory())
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +112,9 @@ class Padded(Generic[A]):
 
     def pin_memory(self) -> Padded[Any]:
         """Return a copy in page-locked memory, as `torch.Tensor.pin_memory`."""
-        return Padded(map_arrays(self.values, lambda a: a.pin_memory()), map_arrays(self.lengths, lambda a: a.pin_memory()))
+        return Padded(
+            map_arrays(self.values, lambda a: a.pin_memory()), map_arrays(self.lengths, lambda a: a.pin_memory())
+        )
 
 
 def map_arrays(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -154,7 +158,7 @@ def to_numpy(name: str, column: Column, layout: Layout = "jagged", nulls: Nulls 
     Fixed shapes are stacked, (records, ...). Variable-length numbers come in `layout`: a Jagged,
     a Padded, or a list of arrays. Strings, bytes and all that numpy has no numbers for come as
     lists. Structs come as dicts. Dates, times and durations come as integers in Arrow's own unit.
-    A null list is an empty one.
+    A null list is an empty one; what is inside a null struct or fixed-size list is null.
 
     Args:
         name: Of the column, for errors.
@@ -173,18 +177,27 @@ def to_numpy(name: str, column: Column, layout: Layout = "jagged", nulls: Nulls 
     type_ = column.type
     if pt.is_struct(type_):
         names = [type_.field(i).name for i in range(type_.num_fields)]
-        return {n: to_numpy(f"{name}.{n}", c, layout, nulls) for n, c in zip(names, column.children, strict=True)}
+        inner = [_below(child, column.valid) for child in column.children]
+        return {n: to_numpy(f"{name}.{n}", c, layout, nulls) for n, c in zip(names, inner, strict=True)}
     if not _is_numeric(type_):
         return column.to_arrow().to_pylist()
     if column.offsets is not None:
         values = to_numpy(name, column.children[0], "jagged", nulls)
         return _in_layout(Jagged(values, column.offsets), layout)
     if column.children:  # a fixed-size list
-        inner = to_numpy(name, column.children[0], "jagged", nulls)
-        if isinstance(inner, np.ndarray):
-            return inner.reshape(column.length, type_.list_size, *inner.shape[1:])
+        made = to_numpy(name, _below(column.children[0], column.valid, type_.list_size), "jagged", nulls)
+        if isinstance(made, np.ndarray):
+            return made.reshape(column.length, type_.list_size, *made.shape[1:])
         return column.to_arrow().to_pylist()
     return _filled(name, column, nulls)
+
+
+def _below(child: Column, valid: NDArray[np.bool_] | None, each: int = 1) -> Column:
+    """Return a column inside another, null also where the one around it is, which has no mark of its own here."""
+    if valid is None:
+        return child
+    above = valid if each == 1 else np.repeat(valid, each)
+    return replace(child, valid=above if child.valid is None else above & child.valid)
 
 
 @lru_cache(maxsize=256)

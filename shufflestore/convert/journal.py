@@ -128,4 +128,6 @@ class Journal:
         try:
             return json.loads((self.folder / name).read_bytes())
         except (OSError, ValueError) as cause:
-            raise CorruptData(f"{self.folder / name}: cannot be read ({cause}); delete {self.folder} and start over") from cause
+            raise CorruptData(
+                f"{self.folder / name}: cannot be read ({cause}); delete {self.folder} and start over"
+            ) from cause

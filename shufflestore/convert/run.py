@@ -117,7 +117,9 @@ def convert(
         journal.end()
         unfinished = None
     if unfinished is not None and if_exists == "resume" and not opened.is_replayable:
-        raise SourceError("an iterator cannot be read again from its start; resume with what made it (a list, a function)")
+        raise SourceError(
+            "an iterator cannot be read again from its start; resume with what made it (a list, a function)"
+        )
     pieces = list(opened.pieces())
     bundles = bundled(pieces, chosen.shards.shard_bytes)
     found = opened.schema()
@@ -187,7 +189,9 @@ def prepare(folder: Path, if_exists: IfExists) -> Manifest | None:
         )
     strangers = sorted(held - {"snapshots", "shards", ".convert"})
     if strangers and parent is None:
-        raise AlreadyExists(f"{folder} holds {strangers[0]!r}, which is no part of a data set; give a new or empty folder")
+        raise AlreadyExists(
+            f"{folder} holds {strangers[0]!r}, which is no part of a data set; give a new or empty folder"
+        )
     return parent
 
 
@@ -252,9 +256,7 @@ def _finished(folder: Path, parent: Manifest, plan: dict[str, Any], started: flo
             "or 'overwrite'"
         )
     counts = {split.name: split.record_count for split in parent.splits}
-    return ConvertReport(
-        str(folder), parent.snapshot, 0, 0, 0, parent.shard_count, time.monotonic() - started, counts
-    )
+    return ConvertReport(str(folder), parent.snapshot, 0, 0, 0, parent.shard_count, time.monotonic() - started, counts)
 
 
 def _check_room(folder: Path, bundles: Sequence[Bundle]) -> None:

@@ -121,7 +121,9 @@ class ShardWriter:
         expected = self._options.chunk_bytes
         is_full = self._held_rows >= self._chunk_rows
         has_grown = self._held_bytes > 8 * expected and self._mean_bytes() * self._chunk_rows > 8 * expected
-        return has_grown or (is_full and self._chunk_rows < _CHUNK_ROWS and self._mean_bytes() * self._chunk_rows < expected / 8)
+        return has_grown or (
+            is_full and self._chunk_rows < _CHUNK_ROWS and self._mean_bytes() * self._chunk_rows < expected / 8
+        )
 
     def _drain(self, chunks: int) -> None:
         """Write so many whole chunks of what is held; -1 for all, the last one shorter."""
@@ -168,7 +170,9 @@ class ShardWriter:
             self._sealing[-1].result()  # no deadline: as long as the disk takes to sync one shard
         file, self._file, self._ipc, self._written, self._written_rows = self._file, None, None, 0, 0
         number = len(self._sealing)
-        self._sealing.append(self._sealer.submit(_publish_shard, file, self._folder, f"{self._prefix}-{number:03d}", self._tree))
+        self._sealing.append(
+            self._sealer.submit(_publish_shard, file, self._folder, f"{self._prefix}-{number:03d}", self._tree)
+        )
 
 
 def _publish_shard(file: TemporaryFile, folder: Path, stem: str, tree: Tree) -> dict[str, Any]:

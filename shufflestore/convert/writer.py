@@ -55,7 +55,9 @@ class Writer:
             AlreadyExists: Something is at the target.
         """
         if if_exists == "resume":
-            raise OptionError("a Writer cannot resume: it does not see your loop; use if_exists='append' or 'overwrite'")
+            raise OptionError(
+                "a Writer cannot resume: it does not see your loop; use if_exists='append' or 'overwrite'"
+            )
         self._folder = Path(target)
         self._parent = prepare(self._folder, if_exists)
         self._appends = if_exists == "append"
@@ -96,7 +98,9 @@ class Writer:
             if self._shards is None:
                 number = 0 if self._parent is None else self._parent.snapshot
                 prefix = f"{self._split}-w{number:05d}"
-                self._shards = ShardWriter(self._folder, prefix, batch.schema, self._options, lambda records, size: None)
+                self._shards = ShardWriter(
+                    self._folder, prefix, batch.schema, self._options, lambda records, size: None
+                )
             self._shards.add(batch)
         except BaseException as error:
             self._broken = error
@@ -128,7 +132,9 @@ class Writer:
             raise
         schema = self._builder.schema
         if schema is None:
-            raise SchemaError(f"{self._folder}: no record was written and no schema given: nothing was committed; give schema=")
+            raise SchemaError(
+                f"{self._folder}: no record was written and no schema given: nothing was committed; give schema="
+            )
         self.manifest = commit(
             self._folder, schema, [(self._split, entries)], self._parent, {"kind": "writer"},
             appends=self._appends, is_once=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, overload
 
@@ -208,7 +208,9 @@ class Dataset:
         if columns is None:
             return self._columns
         if isinstance(columns, str):
-            raise OptionError(f"columns must be a list of names, not the string {columns!r}: write columns=[{columns!r}]")
+            raise OptionError(
+                f"columns must be a list of names, not the string {columns!r}: write columns=[{columns!r}]"
+            )
         mine = self.column_names
         unknown = [name for name in columns if name not in mine]
         if unknown:
@@ -334,13 +336,17 @@ class Dataset:
         """
         chosen = options or BatchOptions()
         if format not in ("numpy", "arrow"):
-            raise OptionError(f"format {format!r}; allowed are 'numpy' and 'arrow' (for tensors: shufflestore.DataLoader)")
+            raise OptionError(
+                f"format {format!r}; allowed are 'numpy' and 'arrow' (for tensors: shufflestore.DataLoader)"
+            )
         order = make_order("global" if shuffle else "sequential", len(self), seed, epoch)
         remainder: Literal["drop", "uneven"] = "drop" if chosen.drop_last else "uneven"
         partition = Partition(len(self), batch_size, Topology(0, 1), remainder, 0)
         projection = self.projection(columns)
         if chosen.return_ids and RECORD_ID in self.column_names:
-            raise OptionError(f"return_ids=True adds a column {RECORD_ID!r}, which the data set has already; leave it out")
+            raise OptionError(
+                f"return_ids=True adds a column {RECORD_ID!r}, which the data set has already; leave it out"
+            )
         step = 0
 
         def plan(batches: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -377,11 +383,21 @@ class Dataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process as a path and a view, never as data."""
-        return _reopened, (self._origin.reopen, self._origin.arguments, self.manifest.digest, self._selection, self._columns)
+        return _reopened, (
+            self._origin.reopen,
+            self._origin.arguments,
+            self.manifest.digest,
+            self._selection,
+            self._columns,
+        )
 
 
 def _reopened(
-    reopen: Callable[..., Dataset], arguments: tuple[Any, ...], digest: str, selection: Selection, columns: tuple[int, ...]
+    reopen: Callable[..., Dataset],
+    arguments: tuple[Any, ...],
+    digest: str,
+    selection: Selection,
+    columns: tuple[int, ...],
 ) -> Dataset:
     fresh = reopen(*arguments)
     if fresh.manifest.digest != digest:
@@ -412,8 +428,9 @@ def records_of(columns: dict[str, Column], count: int) -> list[dict[str, Any]]:
     parts: dict[str, list[Any]] = {}
     for name, column in columns.items():
         try:
-            values = list(to_numpy(name, replace(column), "list"))
+            made = to_numpy(name, column, "list")
+            values = column.to_arrow().to_pylist() if isinstance(made, dict) else list(made)
         except (SchemaError, TypeError):
             values = column.to_arrow().to_pylist()
-        parts[name] = values if len(values) == count else column.to_arrow().to_pylist()
+        parts[name] = values
     return [{name: values[i] for name, values in parts.items()} for i in range(count)]

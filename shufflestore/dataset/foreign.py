@@ -56,7 +56,7 @@ def discover(path: Path) -> Foreign:
     if (path / "dataset_dict.json").is_file():
         names = _json(path / "dataset_dict.json").get("splits")
         if not isinstance(names, list) or not all(_is_name(n) and "/" not in n for n in names) or not names:
-            raise FormatError(f"{path / 'dataset_dict.json'}: \"splits\" must list names, not {names!r}")
+            raise FormatError(f'{path / "dataset_dict.json"}: "splits" must list names, not {names!r}')
         return Foreign(path, tuple(_split(path, name, name) for name in names))
     if (path / "state.json").is_file():
         return Foreign(path, (_split(path, "", _name_of(path)),))
@@ -82,16 +82,15 @@ def _split(folder: Path, inner: str, name: str) -> ForeignSplit:
     state = _json(place)
     columns = state.get("_format_columns")
     if columns is not None and not isinstance(columns, list):
-        raise FormatError(f"{place}: \"_format_columns\" must list columns, not {columns!r}")
-    if columns is not None and not state.get("_output_all_columns"):
-        columns = tuple(str(c) for c in columns)
-    else:
+        raise FormatError(f'{place}: "_format_columns" must list columns, not {columns!r}')
+    if state.get("_output_all_columns"):
         columns = None
+    chosen = None if columns is None else tuple(str(c) for c in columns)
     files = _names(state, "_data_files", place)
     if not files:
         raise FormatError(f"{place}: names no data files")
     indices = _names(state, "_indices_data_files", place)
-    return ForeignSplit(name, tuple(prefix + f for f in files), tuple(prefix + f for f in indices), columns)
+    return ForeignSplit(name, tuple(prefix + f for f in files), tuple(prefix + f for f in indices), chosen)
 
 
 def _names(state: Mapping[str, Any], key: str, place: Path) -> list[str]:

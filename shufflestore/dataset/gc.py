@@ -127,7 +127,12 @@ def _names(store: LocalStore, number: int) -> set[str]:
     """Every file that a snapshot needs, its own root included."""
     manifest = load_manifest(store, number)
     table = manifest.check_table(store.read(manifest.table_name), manifest.table_name).table
-    return {snapshot_name(number), manifest.table_name, *table.column("data").to_pylist(), *table.column("index").to_pylist()}
+    return {
+        snapshot_name(number),
+        manifest.table_name,
+        *table.column("data").to_pylist(),
+        *table.column("index").to_pylist(),
+    }
 
 
 def _files(folder: Path) -> list[str]:

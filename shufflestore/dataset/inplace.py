@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from shufflestore import _native
 from shufflestore.dataset.foreign import Foreign, discover
-from shufflestore.errors import CorruptData, FormatError, SchemaError, ShuffleStoreError
+from shufflestore.errors import CorruptData, FormatError, NotFound, SchemaError, ShuffleStoreError
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.encode import BuiltIndex, build_index
 from shufflestore.format.manifest import SHARD_TABLE, Manifest, Shards, Split, snapshot_name
 from shufflestore.format.schema import Tree, build_tree
-from shufflestore.storage.commit import make_folder, publish
+from shufflestore.storage.commit import make_folder, publish, remove
 
 __all__ = ["BESIDE", "cache_folder", "index", "index_into", "shard_entry", "write_snapshot"]
 
@@ -101,16 +102,26 @@ def index_into(path: Path, target: Path, checksums: bool = True, progress: Progr
                 progress(name, done, total)
     assert schema is not None, "discover names at least one file"
     splits = tuple(Split(s.name, *c) for s, c in zip(found.splits, counts, strict=True))
-    options = {"in_place": _beside_options(found), "checksums": checksums}
+    options = {"in_place": beside_options(found), "checksums": checksums}
     write_snapshot(target, schema, splits, rows, options, replace=True)
 
 
-def _beside_options(found: Foreign) -> dict[str, Any]:
-    """What a reader must honour beside the records themselves."""
+def beside_options(found: Foreign) -> dict[str, Any]:
+    """Return what a reader must honour beside the records: columns, and indices mappings with their checksums."""
     return {
-        split.name: {"columns": None if split.columns is None else list(split.columns), "indices": list(split.indices)}
+        split.name: {
+            "columns": None if split.columns is None else list(split.columns),
+            "indices": [{"crc32c": _checksum(found.folder / name), "name": name} for name in split.indices],
+        }
         for split in found.splits
     }
+
+
+def _checksum(file: Path) -> int:
+    try:
+        return _native.crc32c(mapped(file))
+    except OSError as cause:
+        raise NotFound(f"{file}: an indices mapping that state.json names cannot be read: {cause.strerror}") from cause
 
 
 def mapped(file: Path) -> NDArray[np.uint8]:
@@ -151,8 +162,20 @@ def publish_index(target: Path, data_name: str, split: int, built: BuiltIndex) -
     digest = built.digest
     stem = Path(data_name).stem
     name = f"rows/{stem[:80]}-{digest.hex()[:16]}.rows"
-    publish(target / name, built.parts)
+    _publish_afresh(target / name, built.parts)
     return shard_entry(data_name, name, split, built, digest) | {"data_bytes": header.shard_bytes}
+
+
+def _publish_afresh(path: Path, parts: Sequence[Any]) -> None:
+    """Publish a file whose name is taken from its content; one of that name with other bytes is damaged and goes."""
+    if publish(path, parts, renews=True):
+        return
+    with path.open("rb") as file:
+        same = all(file.read(memoryview(part).nbytes) == bytes(memoryview(part)) for part in parts)
+        same = same and not file.read(1)
+    if not same:
+        remove(path)
+        publish(path, parts)
 
 
 def shard_entry(data: str, name: str, split: int, built: BuiltIndex, digest: bytes) -> dict[str, Any]:
@@ -199,14 +222,15 @@ def write_snapshot(
     digest = hashlib.sha256(table).hexdigest()
     name = f"snapshots/{digest[:16]}.shards"
     make_folder(folder / "snapshots")
-    publish(folder / name, table, renews=True)
+    if replace:
+        _publish_afresh(folder / name, [table])
+    else:
+        publish(folder / name, table, renews=True)
     number = 1 if parent is None else parent.snapshot + 1
     if replace:
         taken = [int(p.stem) for p in (folder / "snapshots").glob("*.json") if p.stem.isdigit()]
         number = max(taken, default=0) + 1
-    made = Manifest(
-        schema, splits, name, len(table), digest, number, parent.digest if parent else None, options
-    )
+    made = Manifest(schema, splits, name, len(table), digest, number, parent.digest if parent else None, options)
     nonce = secrets.token_hex(8)
     return made if publish(folder / snapshot_name(number), made.encode(nonce)) else None
 

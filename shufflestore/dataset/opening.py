@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from shufflestore.dataset.dataset import Dataset, Origin
 from shufflestore.dataset.foreign import Foreign, discover
-from shufflestore.dataset.inplace import beside, cache_folder, changed, index_into, refuse_changed, stamp
+from shufflestore.dataset.inplace import (
+    beside,
+    beside_options,
+    cache_folder,
+    changed,
+    index_into,
+    refuse_changed,
+    stamp,
+)
 from shufflestore.dataset.reading import Reading
 from shufflestore.dataset.residency import RowIndexes
 from shufflestore.errors import CorruptData, NotFound, OptionError, SchemaError
@@ -101,14 +109,16 @@ def _index_into_cache(place: Path, folder: Path, files: list[Path]) -> None:
     """Index into the cache unless an index of exactly these files is there."""
     now = stamp(files)
     note = folder / "stamp"
-    if (folder / "snapshots").is_dir() and note.is_file() and note.read_text("utf-8") == now:
+    if (folder / "snapshots").is_dir() and note.is_file() and note.read_bytes() == now.encode():
         return
     total = sum(f.stat().st_size for f in files)
     _log.warning(
         "%s has no row index yet: reading its %s bytes once, into %s; `shufflestore index %s` would keep it beside the data",
         place, f"{total:,}", folder, place,
     )  # fmt: skip
-    index_into(place, folder, progress=lambda name, done, all_: _log.info("indexed %s: %d of %d bytes", name, done, all_))
+    index_into(
+        place, folder, progress=lambda name, done, all_: _log.info("indexed %s: %d of %d bytes", name, done, all_)
+    )
     note.write_text(now, "utf-8")
 
 
@@ -124,6 +134,9 @@ def _as_saved(opened: Dataset, found: Foreign) -> Dataset:
     complaint = changed([(found.folder / n.removeprefix("@data/"), s) for n, s in zip(names, sizes, strict=True)])
     if complaint:
         raise refuse_changed(found.folder / (found.single or ""), complaint)
+    if opened.manifest.options.get("in_place") != beside_options(found):
+        sentence = "splits, columns or indices are not those that were indexed"
+        raise refuse_changed(found.folder / (found.single or ""), sentence)
     split = next(s for s in found.splits if s.name == opened.split_name)
     if split.indices:
         opened = opened.select(np.concatenate([_indices(found.folder / name) for name in split.indices]))
@@ -135,7 +148,10 @@ def _indices(file: Path) -> NDArray[np.int64]:
         with pa.OSFile(str(file)) as source:
             table = pa.ipc.open_stream(source).read_all()
         table.validate(full=True)
-        return np.asarray(table.column("indices").to_numpy(), np.int64)
+        column = table.column("indices")
+        if column.null_count or not pa.types.is_integer(column.type):
+            raise CorruptData(f"{file}: the indices mapping holds {column.type} with {column.null_count} nulls")
+        return np.asarray(column.to_numpy(), np.int64)
     except (pa.ArrowException, OSError, KeyError) as cause:
         raise CorruptData(f"{file}: the indices mapping cannot be read ({cause})") from cause
 
@@ -198,8 +214,8 @@ def open_store(
     reading = Reading(RowIndexes(store, tree, shards, index_memory_bytes), verify)
 
     def nowhere(*_: Any) -> Dataset:
-        raise SchemaError(f"{store.uri} was opened over a store object; open it again by hand for another split or process")
+        raise SchemaError(
+            f"{store.uri} was opened over a store object; open it again by hand for another split or process"
+        )
 
     return Dataset(reading, manifest, number, origin or Origin(nowhere, (), nowhere))
-
-

@@ -84,9 +84,7 @@ class Reading:
         self._whole_bytes = 0
         self._dictionaries: dict[tuple[int, int], list[tuple[int, int, bool, Part, bytes]]] = {}
 
-    def submit(
-        self, ids: NDArray[np.int64], ends: NDArray[np.int64], projection: Projection
-    ) -> list[Ready]:
+    def submit(self, ids: NDArray[np.int64], ends: NDArray[np.int64], projection: Projection) -> list[Ready]:
         """Start reading several batches and return at once.
 
         Args:
@@ -149,7 +147,9 @@ class Reading:
         # Which buffer: the read whose offset this is.
         mine = np.flatnonzero(ready.located.offset[record] == read["offset"])
         names = [self.tree.nodes[ready.projection.wanted.reads[i].node].name for i in mine]
-        what = f"record {int(ready.ids[record - ready.first]):,} (row {row:,} of the shard), column {' or '.join(names)!r}"
+        what = (
+            f"record {int(ready.ids[record - ready.first]):,} (row {row:,} of the shard), column {' or '.join(names)!r}"
+        )
         name = self.indexes.shards.name("data", shard)
         return explain(failure, self.store.uri, name, what, int(read["offset"]), int(read["size"]))
 
@@ -185,7 +185,11 @@ class Reading:
             spans = decode_column(column, gathered, {}).to_arrow()
             pieces.append(spans.take(pa.array(rest)))
             order.append(rest)
-        joined = pa.concat_arrays([p.cast(type_) if p.type != type_ else p for p in pieces]) if pieces else pa.nulls(0, type_)
+        joined = (
+            pa.concat_arrays([p.cast(type_) if p.type != type_ else p for p in pieces])
+            if pieces
+            else pa.nulls(0, type_)
+        )
         back = np.argsort(np.concatenate(order)) if order else np.empty(0, np.int64)
         return Column(type_, len(joined), arrow=joined.take(pa.array(back)))
 

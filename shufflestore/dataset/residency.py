@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflestore.dataset.fetch import Extent, explain, fetch, wait
-from shufflestore.errors import CorruptData, OptionError
+from shufflestore.errors import CorruptData, OptionError, UnsupportedFeature
 from shufflestore.format.layout import IndexHeader, Layout, parse_header
 from shufflestore.format.manifest import Shards
 from shufflestore.format.rebuild import Part, dictionary_fields
@@ -223,7 +223,9 @@ class RowIndexes:
             count = max(int(np.searchsorted(sizes, _REQUEST_BYTES)), 1)
             now, shards = shards[:count], shards[count:]
             extents = [
-                Extent(self.shards.name("index", s), int(self.index_bytes[s]), 0, int(self.header_bytes[s]), "index header")
+                Extent(
+                    self.shards.name("index", s), int(self.index_bytes[s]), 0, int(self.header_bytes[s]), "index header"
+                )
                 for s in now
             ]
             for shard, data in zip(now, fetch(self.store, extents), strict=True):

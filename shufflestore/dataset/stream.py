@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
@@ -50,11 +51,23 @@ class Stream(Generic[T], Iterator[T]):
         """Bytes of batches that were submitted and not delivered."""
         self._window = 1
         self._ended = False
+        self._process = os.getpid()
 
     def __iter__(self) -> Stream[T]:
         return self
 
     def __next__(self) -> T:
+        try:
+            return self._deliver()
+        except StopIteration:
+            raise
+        except BaseException:  # also Ctrl-C anywhere in between: to go on would skip what was lost
+            self.close()
+            raise
+
+    def _deliver(self) -> T:
+        if self._process != os.getpid():
+            self._read_again()
         if not self._ahead:
             self._look_ahead()  # the first batch is wanted before anything is done for those behind it
         else:
@@ -68,9 +81,15 @@ class Stream(Generic[T], Iterator[T]):
             self._look_ahead()  # work for the core while this batch is waited for and put together
         try:
             return self._finish(ready.ids, self._reading.deliver(ready))
-        except BaseException:
-            self.close()
-            raise
+        except StopIteration as cause:  # of a user's function: must not pass for the end of the data
+            raise RuntimeError("StopIteration was raised while a batch was put together") from cause
+
+    def _read_again(self) -> None:
+        """Submit again, in a forked child, what the parent's threads read there."""
+        again: deque[Ready] = deque()
+        for ready in self._ahead:
+            again.extend(self._reading.submit(ready.ids, np.array([len(ready.ids)], np.int64), self._projection))
+        self._ahead, self._process = again, os.getpid()
 
     def _look_ahead(self) -> None:
         """Submit one window, unless the budget is used or nothing is left; at least one batch, however large."""
@@ -97,3 +116,7 @@ class Stream(Generic[T], Iterator[T]):
         while self._ahead:
             self._ahead.popleft().pending.cancel()
         self.ahead_bytes = 0
+
+    def __del__(self) -> None:
+        """Let the store read nothing more for an iterator that was dropped."""
+        self.close()

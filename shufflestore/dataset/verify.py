@@ -124,7 +124,9 @@ def _lengths(reading: Reading, shard: int) -> None:
         name = indexes.shards.name(kind, shard)
         found, expected = store.size(name), int(sizes[shard])
         if found != expected:
-            raise CorruptData(f"{store.uri}: {name} has {found:,} bytes, the manifest says {expected:,}; restore the file")
+            raise CorruptData(
+                f"{store.uri}: {name} has {found:,} bytes, the manifest says {expected:,}; restore the file"
+            )
 
 
 def _index_bytes(reading: Reading, shard: int, header: IndexHeader) -> None:
@@ -141,10 +143,9 @@ def _index_bytes(reading: Reading, shard: int, header: IndexHeader) -> None:
     per = max(_PIECE // page, 1)
     for first in range(0, header.page_count, per):
         numbers = range(first, min(first + per, header.page_count))
-        fetch(
-            store,
-            [Extent(name, size, header.pages_at + i * page, page, f"page {i} of the row index", int(header.page_crcs[i])) for i in numbers],
-        )  # fmt: skip
+        crcs, start = header.page_crcs, header.pages_at
+        pages = [(i, start + i * page, int(crcs[i])) for i in numbers]
+        fetch(store, [Extent(name, size, at, page, f"page {i} of the row index", crc) for i, at, crc in pages])
 
 
 def _records(

@@ -152,8 +152,10 @@ class _Decoder:
         if pt.is_fixed_size_list(type_):
             size = type_.list_size
             # One entry a record is as good as the record itself: such a list of one stands at row depth.
-            entries = None if per_record is None and size == 1 else (
-                np.full(total, size) if per_record is None else per_record * size
+            entries = (
+                None
+                if per_record is None and size == 1
+                else (np.full(total, size) if per_record is None else per_record * size)
             )
             child = self.node(self.tree_node(node.children[0]), entries, total * size)
             return Column(type_, total, valid, None, None, (child,))
@@ -186,9 +188,7 @@ class _Decoder:
         valid = self.bit_values(node.validity, per_record, total)
         return None if valid.all() else valid
 
-    def bit_values(
-        self, buffer: int, per_record: NDArray[np.int64] | None, total: int
-    ) -> NDArray[np.bool_]:
+    def bit_values(self, buffer: int, per_record: NDArray[np.int64] | None, total: int) -> NDArray[np.bool_]:
         wanted, located = self.batch.wanted, self.batch.located
         if per_record is None:
             return located.bits[self.rows, wanted.bit_of[buffer]].astype(bool)

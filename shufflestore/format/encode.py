@@ -173,9 +173,7 @@ class _Index:
                 self._fill_crcs(chunk, entries, place, lo, hi)
         return pages
 
-    def _page_heads(
-        self, chunk: _Chunk, pages: NDArray[np.uint8], first: NDArray[np.int64], number: int
-    ) -> None:
+    def _page_heads(self, chunk: _Chunk, pages: NDArray[np.uint8], first: NDArray[np.int64], number: int) -> None:
         layout, rows = self.layout, chunk.batch.row_count
         fields: list[tuple[int, Any]] = [
             (0, np.arange(number, number + len(pages), dtype="<u4")),
@@ -253,7 +251,9 @@ class _Index:
             return np.arange(chunk.batch.row_count + 1, dtype=np.int64)
         bounds = chunk.bounds[level]
         if int(bounds[-1]) * factor >= _ENTRY_LIMIT:
-            raise CorruptData(f"column {name!r}: offsets of chunk {chunk.number} reach {int(bounds[-1]):,}, beyond any file")
+            raise CorruptData(
+                f"column {name!r}: offsets of chunk {chunk.number} reach {int(bounds[-1]):,}, beyond any file"
+            )
         return bounds
 
     def _counts(self, chunk: _Chunk, buffer: Buffer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -309,9 +309,7 @@ class _Index:
                 continue
             self._rows(entries, self._bytes(chunk, number, rows * width).reshape(rows, width), place)
 
-    def _rows(
-        self, entries: NDArray[np.uint8], values: NDArray[np.uint8], place: int, combine: bool = False
-    ) -> None:
+    def _rows(self, entries: NDArray[np.uint8], values: NDArray[np.uint8], place: int, combine: bool = False) -> None:
         """Write (rows, width) bytes at a place of each row's entry."""
         pages, slots, _ = entries.shape
         per, (rows, width) = slots - 1, values.shape

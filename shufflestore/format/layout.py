@@ -197,9 +197,7 @@ def parse_header(data: bytes, tree: Tree, digest: bytes | None, name: str) -> In
     except FormatError as cause:
         raise type(cause)(f"{name}: {cause}") from cause
     crcs = np.frombuffer(data, "<u4", pages, FIXED.size + described)
-    header = IndexHeader(
-        layout, rows, shard, total, chunks, pages, chunk_rows, table, table_crc, outside, crcs, size
-    )
+    header = IndexHeader(layout, rows, shard, total, chunks, pages, chunk_rows, table, table_crc, outside, crcs, size)
     ok = (page, per_page) == (layout.page_bytes, layout.rows_per_page)
     ok = ok and total == (header.pages_at + pages * page if pages else size + table)
     ok = ok and rows <= pages * per_page and (not chunk_rows or _regular(header))

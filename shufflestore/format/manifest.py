@@ -117,8 +117,9 @@ class Shards:
             table.validate(full=True)
         except (pa.ArrowException, OSError) as cause:
             raise CorruptData(f"{name}: the shard table cannot be read: {cause}") from cause
-        if any(column.null_count for column in table.columns):
-            raise CorruptData(f"{name}: the shard table has nulls")
+        # The footer has a schema of its own, and that is the one Arrow believes.
+        if not table.schema.equals(SHARD_TABLE) or any(column.null_count for column in table.columns):
+            raise CorruptData(f"{name}: the shard table has nulls, or two schemas")
         made = cls(table)
         made.check_claims(name)
         return made
@@ -132,7 +133,9 @@ class Shards:
         wrong |= (records > RECORD_LIMIT) | (data > RECORD_LIMIT) | (index > RECORD_LIMIT)
         wrong |= (header > index) | (pages * size > index)
         if wrong.any():
-            raise CorruptData(f"{name}: the shard table claims lengths for shard {int(np.argmax(wrong))} that none can have")
+            raise CorruptData(
+                f"{name}: the shard table claims lengths for shard {int(np.argmax(wrong))} that none can have"
+            )
         # Sums as floats: wrong in the last digits, but they do not wrap.
         if max(float(column.astype(np.float64).sum()) for column in (records, data, index)) > 2.0**62:
             raise CorruptData(f"{name}: the shard table claims more than 2**62 records or bytes in all")
@@ -240,9 +243,9 @@ class Manifest:
         """
         value = _parse(data, name)
         if value.get("format") != FORMAT:
-            raise FormatError(f"{name}: not a shufflestore manifest: \"format\" is {value.get('format')!r}")
+            raise FormatError(f'{name}: not a shufflestore manifest: "format" is {value.get("format")!r}')
         version = value.get("version")
-        if not _is_count(version) or version < 1:
+        if not isinstance(version, int) or not _is_count(version) or version < 1:
             raise CorruptData(f"{name}: version {version!r} is none")
         if version > VERSION:
             raise UnsupportedFeature(
@@ -250,7 +253,7 @@ class Manifest:
             )
         features = value.get("features")
         if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
-            raise CorruptData(f"{name}: \"features\" must be a list of names, not {features!r}")
+            raise CorruptData(f'{name}: "features" must be a list of names, not {features!r}')
         unknown = sorted(set(features) - FEATURES)
         if unknown:
             raise UnsupportedFeature(f"{name}: needs the features {unknown}, unknown to this version; upgrade it")

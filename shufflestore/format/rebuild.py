@@ -62,7 +62,9 @@ class Part:
         inside = all(a + b <= size for a, b in part.buffers) and all(nulls <= length for length, nulls in part.nodes)
         known = part.codec is None or (isinstance(part.codec, str) and part.codec in _CODECS)
         if offset + size > shard_bytes or not inside or not known or not part.nodes or (crc or 0) >= 2**32:
-            raise CorruptData(f"the chunk table places a whole column at [{offset}, {offset + size}) of {shard_bytes} bytes")
+            raise CorruptData(
+                f"the chunk table places a whole column at [{offset}, {offset + size}) of {shard_bytes} bytes"
+            )
         return part
 
 

@@ -228,9 +228,7 @@ def program_for(layout: Layout, wanted: Wanted) -> Program:
     validity = {n.validity for n in wanted.tree.nodes}
     bits = [(bit_of.get(here.get(number, -1), -1), int(number in validity)) for number in wanted.bits]
     copies = [
-        (layout.copied[here[number]], at, width)
-        for number, (at, width) in wanted.copied.items()
-        if number in here
+        (layout.copied[here[number]], at, width) for number, (at, width) in wanted.copied.items() if number in here
     ]
     geometry = (layout.page_head_bytes, layout.entry_bytes, layout.page_bytes, wanted.fixed_bytes)
     return Program(

@@ -195,9 +195,7 @@ def is_wide_offset(type_: pa.DataType) -> bool:
 
 def is_text_or_bytes(type_: pa.DataType) -> bool:
     """Whether values are strings or byte strings of any length."""
-    return bool(
-        pt.is_string(type_) or pt.is_large_string(type_) or pt.is_binary(type_) or pt.is_large_binary(type_)
-    )
+    return bool(pt.is_string(type_) or pt.is_large_string(type_) or pt.is_binary(type_) or pt.is_large_binary(type_))
 
 
 def is_list(type_: pa.DataType) -> bool:
@@ -222,9 +220,7 @@ class _Builder:
         """A column read whole has one node here; its true shape is the reader's affair."""
         self.nodes.append(Node(len(self.nodes), name, type_, column, -1, ROW, 1, ROW, -1, -1, ()))
 
-    def walk(
-        self, name: str, declared: pa.DataType, column: int, parent: int, level: int, factor: int
-    ) -> int:
+    def walk(self, name: str, declared: pa.DataType, column: int, parent: int, level: int, factor: int) -> int:
         type_ = plain_type(declared)
         if factor > _FACTOR_LIMIT:
             raise UnsupportedFeature(f"column {name!r} has {factor:,} values a record, allowed are {_FACTOR_LIMIT:,}")
@@ -251,9 +247,7 @@ class _Builder:
             self.walk(f"{name}.{child.name}", child.type, column, number, inner_level, inner_factor)
             for child in children_of(type_)
         )
-        self.nodes[number] = Node(
-            number, name, type_, column, parent, level, factor, opens, validity, data, inner
-        )
+        self.nodes[number] = Node(number, name, type_, column, parent, level, factor, opens, validity, data, inner)
         return number
 
 

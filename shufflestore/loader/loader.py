@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -16,10 +17,11 @@ from shufflestore.collate.layouts import Layout, Nulls, to_numpy
 from shufflestore.collate.tensors import WIDENED, to_torch
 from shufflestore.dataset.dataset import RECORD_ID, Dataset, records_of, to_table
 from shufflestore.dataset.opening import open as open_dataset
-from shufflestore.dataset.stream import PREFETCH_BYTES, Stream
+from shufflestore.dataset.stream import PREFETCH_BYTES, Plan, Stream
 from shufflestore.distributed import resolve
 from shufflestore.errors import OptionError, StateError
 from shufflestore.format.decode import Column
+from shufflestore.loader.epoch import EpochIterator, Progress, Read
 from shufflestore.loader.options import Format, LoaderOptions
 from shufflestore.loader.transform import Transformed
 from shufflestore.orders import kernels
@@ -111,7 +113,9 @@ class DataLoader:
         if collate_fn is not None and format != "torch":
             raise OptionError(f"collate_fn builds the batch itself, so format={format!r} has no say; leave one out")
         if return_ids and RECORD_ID in dataset.column_names:
-            raise OptionError(f"return_ids=True adds a column {RECORD_ID!r}, which the data set has already; leave it out")
+            raise OptionError(
+                f"return_ids=True adds a column {RECORD_ID!r}, which the data set has already; leave it out"
+            )
         if reshuffle not in ("each_epoch", "once"):
             raise OptionError(f"reshuffle={reshuffle!r}; allowed are ['each_epoch', 'once']")
         if remainder not in (None, "drop", "pad", "uneven"):
@@ -132,9 +136,11 @@ class DataLoader:
         """Ids of shuffled orders so far."""
         self._next_epoch: int | None = None
         self._loaded: Cursor | None = None
-        self._iterator: _Epoch | None = None
-        self._last: _Epoch | None = None
-        """The iterator before the newest, if anything was asked of it."""
+        self._progress: Progress | None = None
+        """Of the newest iterator. That one itself belongs to the caller: what it read ahead goes when he drops it."""
+        self._iterator: weakref.ref[EpochIterator] | None = None
+        self._last: Progress | None = None
+        """Of the iterator before the newest, if anything was asked of it."""
         self._topology: Topology | None = None
         if collate_fn is not None:
             _log.info("collate_fn gets a list of record dicts: the slow path; a transform of the whole batch is faster")
@@ -166,7 +172,7 @@ class DataLoader:
     @property
     def remaining(self) -> int:
         """This rank's batches from the position that the next (or present) iterator goes on from."""
-        position = self._loaded.position if self._loaded else self._iterator.position if self._iterator else 0
+        position = self._loaded.position if self._loaded else self._progress.position if self._progress else 0
         return self._partition(position).step_count
 
     # -- epochs and state --------------------------------------------------------------------------
@@ -183,24 +189,17 @@ class DataLoader:
             raise OptionError(f"epoch {epoch!r}; an integer of at least 0 is needed")
         if self._loaded is not None and self._loaded.epoch != epoch:
             _log.warning(
-                "set_epoch(%d) drops the loaded position %d of epoch %d", epoch, self._loaded.position, self._loaded.epoch
+                "set_epoch(%d) drops the loaded position %d of epoch %d",
+                epoch,
+                self._loaded.position,
+                self._loaded.epoch,
             )
             self._loaded = None
         self._next_epoch = int(epoch)
 
-    def _bind(self) -> tuple[int, int]:
-        """Return the epoch and position from which a new iterator starts; a loaded state is used up."""
-        loaded, self._loaded = self._loaded, None
-        chosen, self._next_epoch = self._next_epoch, None
-        if loaded is not None:
-            return loaded.epoch, loaded.position
-        if chosen is not None:
-            return chosen, 0
-        return self._epoch_after(), 0
-
     def _epoch_after(self) -> int:
         """The epoch of an iterator that nothing was said about."""
-        last = self._last if self._iterator is None or not self._iterator.is_bound else self._iterator
+        last = self._last if self._progress is None or not self._progress.is_bound else self._progress
         if last is None:
             return 0
         # One that was resumed counts as having delivered: at the very end of an epoch nothing is left of it.
@@ -212,7 +211,7 @@ class DataLoader:
         It counts batches that `next` has returned, not those read ahead. Any rank's state serves all
         ranks, at any world size and batch size, if all have returned as many batches.
         """
-        current = self._iterator
+        current = self._progress
         if self._loaded is not None:
             cursor = self._loaded
         elif current is not None and current.is_bound:
@@ -259,7 +258,9 @@ class DataLoader:
         except OptionError:
             return  # not there (any more): the check that follows says that the data set is another
         if older.identity == cursor.dataset:
-            _log.info("%s: going back to snapshot %d of %d, which the state was taken from", older.uri, cursor.snapshot, now)
+            _log.info(
+                "%s: going back to snapshot %d of %d, which the state was taken from", older.uri, cursor.snapshot, now
+            )
             self.dataset = older
             self._projection = older.projection(self.options.columns, self._widen)
 
@@ -270,17 +271,19 @@ class DataLoader:
 
         Epoch, position and rank are settled at its first `next`. The state is that of the newest iterator.
         """
-        if self._iterator is not None:
-            self._iterator.close()
-            if self._iterator.is_bound:
-                self._last = self._iterator
-        self._iterator = _Epoch(self)
-        return self._iterator
+        self.close()
+        if self._progress is not None and self._progress.is_bound:
+            self._last = self._progress
+        progress = self._progress = Progress()
+        iterator = EpochIterator(progress, lambda: self._bind(progress), self.__len__)
+        self._iterator = weakref.ref(iterator)
+        return iterator
 
     def close(self) -> None:
         """Stop reading ahead. Idempotent; the loader can be iterated over again."""
-        if self._iterator is not None:
-            self._iterator.close()
+        iterator = self._iterator() if self._iterator is not None else None
+        if iterator is not None:
+            iterator.close()
 
     def __enter__(self) -> DataLoader:
         return self
@@ -290,23 +293,31 @@ class DataLoader:
     ) -> None:
         self.close()
 
-    def _start(self, epoch: int, partition: Partition) -> Iterator[Any]:
-        """Begin to read an epoch's batches."""
-        order = make_order(self.order_name, len(self.dataset), self.seed, epoch)
-        stream = Stream(
-            self.dataset.reading,
-            self._projection,
-            self._planner(partition, order),
-            self._finish,
-            self.options.prefetch_bytes,
-        )
-        if self.options.transform is None:
-            return stream
-        return Transformed(stream, self.options.transform, self.options.transform_threads)
+    def _bind(self, progress: Progress) -> Read:
+        """Settle an iterator's epoch, position and rank; a loaded state is used up.
 
-    def _planner(
-        self, partition: Partition, order: Order
-    ) -> Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]] | None]:
+        All or nothing: first everything that can be interrupted, then assignments.
+        """
+        topology = self.topology
+        loaded, chosen = self._loaded, self._next_epoch
+        epoch = loaded.epoch if loaded is not None else chosen if chosen is not None else self._epoch_after()
+        partition = self._partition(loaded.position if loaded is not None else 0)
+        dataset, projection = self.dataset, self._projection
+        order = make_order(self.order_name, len(dataset), self.seed, epoch)
+
+        def read(rest: Partition) -> Iterator[Any]:
+            plan = self._planner(rest, order, dataset)
+            stream = Stream(dataset.reading, projection, plan, self._finish, self.options.prefetch_bytes)
+            if self.options.transform is None:
+                return stream
+            return Transformed(stream, self.options.transform, self.options.transform_threads)
+
+        progress.epoch, progress.partition = epoch, partition
+        self._topology = topology
+        self._loaded = self._next_epoch = None
+        return read
+
+    def _planner(self, partition: Partition, order: Order, dataset: Dataset) -> Plan:
         """Return the function that turns an epoch's steps into ids, window by window."""
         step = 0
 
@@ -321,7 +332,7 @@ class DataLoader:
                 self._computed += len(positions)
                 if self._computed > _COMPILE_AFTER:
                     kernels.warm()
-            return self.dataset.selection.ids(order.ids(positions)), ends
+            return dataset.selection.ids(order.ids(positions)), ends
 
         return plan
 
@@ -335,56 +346,3 @@ class DataLoader:
             return to_table(columns, self.dataset.manifest.schema)
         arrays = {name: to_numpy(name, column, options.layout, options.fill_nulls) for name, column in columns.items()}
         return to_torch(arrays) if options.format == "torch" else arrays
-
-
-class _Epoch(Iterator[Any]):
-    """One pass over the data; binds epoch, position and rank at the first `next`."""
-
-    def __init__(self, loader: DataLoader) -> None:
-        self._loader = loader
-        self._items: Iterator[Any] | None = None
-        self._partition: Partition | None = None
-        self.epoch = 0
-        self.start = 0
-        """Global position at which it began."""
-        self.delivered = 0
-        """Batches returned."""
-        self._closed = False
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether the first `next` has been asked for."""
-        return self._partition is not None
-
-    @property
-    def position(self) -> int:
-        """Global position from which the epoch goes on after the batches returned."""
-        return 0 if self._partition is None else self._partition.next_start(self.delivered)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __next__(self) -> Any:
-        if self._closed:
-            raise StopIteration
-        if self._items is None:
-            self._begin()
-        assert self._items is not None, "just begun"
-        batch = next(self._items)
-        self.delivered += 1
-        return batch
-
-    def _begin(self) -> None:
-        loader = self._loader
-        topology = loader.topology
-        self.epoch, self.start = loader._bind()
-        loader._topology = topology
-        self._partition = loader._partition(self.start)
-        self._items = loader._start(self.epoch, self._partition)
-
-    def close(self) -> None:
-        """Stop reading ahead. Idempotent."""
-        self._closed = True
-        closing = getattr(self._items, "close", None)
-        if closing is not None:
-            closing()

@@ -29,18 +29,24 @@ class Transformed(Generic[T, U], Iterator[U]):
         return self
 
     def __next__(self) -> U:
-        self._fill()
-        if not self._ahead:
+        try:
+            self._fill()
+            if self._ahead:
+                return self._made()
             failure, self._failure = self._failure, None
             self.close()
-            if failure is not None:
-                raise failure
-            raise StopIteration
-        try:
-            return self._ahead.popleft().result()  # no deadline: the user's own code
-        except BaseException:
+        except BaseException:  # also Ctrl-C anywhere in between: to go on would skip what was lost
             self.close()
             raise
+        if failure is not None:
+            raise failure
+        raise StopIteration
+
+    def _made(self) -> U:
+        try:
+            return self._ahead.popleft().result()  # no deadline: the user's own code
+        except StopIteration as cause:  # must not pass for the end of the data
+            raise RuntimeError("the transform raised StopIteration") from cause
 
     def _fill(self) -> None:
         """Take further items; an error among them waits for its turn, behind the batches before it."""
@@ -59,3 +65,6 @@ class Transformed(Generic[T, U], Iterator[U]):
         self._ended = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._ahead.clear()
+        closing = getattr(self._items, "close", None)
+        if closing is not None:
+            closing()

@@ -29,6 +29,7 @@ __all__ = [
     "warm",
 ]
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -46,7 +47,9 @@ _TWIN_BLOCK = 8192  # larger, to spread numpy's 0.5 us a call; six 32 KiB scratc
 
 # (out, length, shift, high_count, lanes, is_inverse) -> index of the first entry out of range, or -1
 _Kernel = Callable[[NDArray[np.int64], np.int64, np.uint32, np.uint32, NDArray[np.uint32], bool], int]
-_lock = threading.Lock()
+_lock = threading.RLock()
+# A fork waits for a compilation in another thread: its child would wait for ever, for numba's own lock too.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _kernel: _Kernel | None = None
 
 
@@ -144,8 +147,8 @@ def is_warm() -> bool:
 def warm() -> float:
     """Compile the numba kernel, both directions, and use it from now on.
 
-    Call it before worker processes are forked and never from a background thread: a fork while
-    numba holds its compile lock leaves the child waiting forever.
+    Call it before worker processes are forked, or each of them compiles for itself. A fork in another
+    thread waits until it is done.
 
     Returns:
         Seconds spent, the import of numba included; 0.0 if the kernel was ready.

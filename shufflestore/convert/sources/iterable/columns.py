@@ -217,9 +217,11 @@ class _ArrayColumn:
         if set(map(type, values)) != {np.ndarray} or {value.dtype for value in values} != {self._dtype}:
             return False
         shapes = {value.shape for value in values} if self._shape else {(value.ndim,) for value in values}
-        if shapes != {self._shape or (1,)} or (self._fixed and set(map(len, values)) != {self._fixed} and not self._shape):
+        if shapes != {self._shape or (1,)} or (
+            self._fixed and set(map(len, values)) != {self._fixed} and not self._shape
+        ):
             return False
-        return self._used + sum(value.size for value in values) <= INT32_MAX
+        return bool(self._used + sum(value.size for value in values) <= INT32_MAX)
 
     def add_all(self, values: list[Any]) -> int:
         flat = values if self._shape is None else [value.reshape(-1) for value in values]

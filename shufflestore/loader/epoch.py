@@ -1,0 +1,105 @@
+"""One pass over the data: exact wherever it is interrupted, and in whichever process it goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from shufflestore.orders.partition import Partition
+
+__all__ = ["EpochIterator", "Progress"]
+
+Read = Callable[[Partition], Iterator[Any]]
+"""read(partition) -> iterator over this rank's batches of it."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an iterator is. Outlives it, since a state is asked for after the loop too."""
+
+    epoch: int = 0
+    delivered: int = 0
+    """Batches returned."""
+    partition: Partition | None = None
+    """Of the positions from which it began; None until the first `next`."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the first `next` has been asked for."""
+        return self.partition is not None
+
+    @property
+    def start(self) -> int:
+        """Global position at which it began."""
+        return 0 if self.partition is None else self.partition.start
+
+    @property
+    def position(self) -> int:
+        """Global position from which the epoch goes on after the batches returned."""
+        return 0 if self.partition is None else self.partition.next_start(self.delivered)
+
+
+class EpochIterator(Iterator[Any]):
+    """Iterates over what is left of an epoch; binds epoch, position and rank at the first `next`.
+
+    What was read ahead is given up where `next` raised (Ctrl-C, damaged data, the user's own code) and
+    in a forked child, whose parent's threads are not there. The following `next` begins again behind the
+    last batch returned: nothing is skipped or repeated.
+    """
+
+    def __init__(self, progress: Progress, bind: Callable[[], Read], step_count: Callable[[], int]) -> None:
+        """Prepare.
+
+        Args:
+            progress: Fresh; kept up to date from now on.
+            bind: Called once, at the first `next`: fills in `progress` and returns what reads.
+            step_count: Batches of a whole epoch.
+        """
+        self._progress = progress
+        self._bind = bind
+        self._step_count = step_count
+        self._read: Read | None = None
+        self._items: Iterator[Any] | None = None
+        self._process = os.getpid()
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return self._step_count()
+
+    def __next__(self) -> Any:
+        if self._is_closed:
+            raise StopIteration
+        try:
+            if self._items is None or self._process != os.getpid():
+                self._items = self._begin()
+            batch = next(self._items)
+        except StopIteration:
+            raise
+        except BaseException:
+            self._drop()
+            raise
+        self._progress.delivered += 1  # no call between this and the return, hence no signal's exception
+        return batch
+
+    def _begin(self) -> Iterator[Any]:
+        self._drop()
+        if self._read is None:
+            self._read = self._bind()
+        progress = self._progress
+        assert progress.partition is not None, "just bound"
+        self._process = os.getpid()
+        return self._read(replace(progress.partition, start=progress.position))
+
+    def _drop(self) -> None:
+        """Give up what was read ahead."""
+        items, self._items = self._items, None
+        closing = getattr(items, "close", None)
+        if closing is not None and self._process == os.getpid():  # a parent's threads and locks are left alone
+            closing()
+
+    def close(self) -> None:
+        """Stop reading ahead. Idempotent."""
+        self._is_closed = True
+        self._drop()
