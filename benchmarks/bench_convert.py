@@ -105,7 +105,9 @@ def fresh(folder: Path) -> None:
 def run(benchmark: Any, workload: Workload, rounds: int, comparison: Comparison, scratch: Path) -> None:
     """Run the rounds and leave nothing behind."""
     try:
-        benchmark.pedantic(comparison.round, rounds=rounds if workload.is_timed else 1, iterations=1)
+        benchmark.pedantic(
+            comparison.round, setup=comparison.rest, rounds=rounds if workload.is_timed else 1, iterations=1
+        )
     finally:
         fresh(scratch)
 

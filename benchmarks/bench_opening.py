@@ -60,7 +60,7 @@ def test_opening(benchmark: Any, workload: Workload, rounds: int) -> None:
 
 def _report(found: dict[tuple[int, str, str], list[dict[str, Any]]], rounds: int) -> Report:
     def median(case: tuple[int, str, str], *keys: str) -> float:
-        return statistics.median(sum(one[key] for key in keys) for one in found[case])
+        return float(statistics.median(sum(one[key] for key in keys) for one in found[case]))
 
     small, large = COUNTS
     report = Report("opening", "1e9 records in 1e5 shards", COMMAND)

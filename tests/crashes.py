@@ -55,7 +55,7 @@ for _op in OPS:
 
 
 class DieAt(Seam):
-    """Sends this process a signal at one call: before it, after it, or halfway through a write."""
+    """Sends this process a signal at one call: before it, or halfway through a write."""
 
     def __init__(self, at: int, when: str, number: int = signal.SIGKILL) -> None:
         super().__init__()
@@ -64,14 +64,11 @@ class DieAt(Seam):
     def around(self, number: int, op: str, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Any:
         if number != self.at:
             return call(*arguments)
+        done = None
         if self.when == "torn" and op == "write":
-            call(arguments[0], arguments[1][: len(arguments[1]) // 2])
-        elif self.when != "before":
-            done = call(*arguments)
-            os.kill(os.getpid(), self.signal)
-            return done
+            done = call(arguments[0], arguments[1][: len(arguments[1]) // 2])
         os.kill(os.getpid(), self.signal)
-        return call(*arguments)
+        return call(*arguments) if done is None else done
 
 
 def do(job: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import os
 import signal
 import subprocess
@@ -42,7 +43,7 @@ def save(folder: Path, count: int = 1_000, files: int = 4, chunk_rows: int = 64)
     """Write a data set of several Arrow files with a row index beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     edges = np.linspace(0, count, files + 1).astype(int).tolist()
-    for i, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for i, (first, last) in enumerate(itertools.pairwise(edges)):
         made = table(first, last)
         with pa.OSFile(str(folder / f"{i}.arrow"), "wb") as sink, pa.ipc.new_file(sink, made.schema) as writer:
             writer.write_table(made, max_chunksize=chunk_rows)
@@ -94,6 +95,52 @@ def resident_bytes() -> int:
     """Return how much memory of its own this process has: anonymous pages, not maps of files."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["RssAnon"].split()[0]) * 1024
+
+
+class Held:
+    """A file whose openers wait, as on a network that does not answer, until `release`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._aside, self._pipe = file, Path(f"{file}.aside"), Path(f"{file}.pipe")
+        file.rename(self._aside)
+        os.mkfifo(file)
+        os.link(file, self._pipe)
+        self._writer: int | None = None
+
+    def wait_for_openers(self) -> None:
+        """Return once a native thread of this process waits for the file."""
+        opens = "257" if os.uname().machine == "x86_64" else "56"  # openat
+        while True:
+            for task in Path("/proc/self/task").iterdir():
+                try:
+                    is_ours = (task / "comm").read_text().startswith("shuffle-")
+                    if is_ours and (task / "syscall").read_text().split()[0] == opens:
+                        return
+                except OSError:
+                    continue  # that thread has just ended
+
+    def restore(self) -> None:
+        """Put the file back. Who waits, waits on."""
+        if self._aside.exists():
+            self._aside.replace(self._file)
+
+    def release(self) -> None:
+        """Let all go who wait; they find nothing to read."""
+        if self._writer is None:
+            self._writer = os.open(self._pipe, os.O_RDWR)
+
+    def close(self) -> None:
+        """Put everything back."""
+        self.restore()
+        self.release()
+        if self._writer is not None:
+            os.close(self._writer)
+
+
+def warm_indexes(data: ss.Dataset) -> None:
+    """Have all pages of the row indexes in memory, without a byte of the data files."""
+    indexes = data.reading.indexes
+    indexes.locate(indexes.find(np.arange(len(data))), data.projection().wanted)
 
 
 _PRELUDE = """

@@ -66,7 +66,10 @@ class Clock:
 class Contender(Protocol):
     """Something that can be measured again and again."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        ...
 
     def measure(self, number: int) -> Sample:
         """Do the work of round `number`, check it, and return what the clock said."""
@@ -175,6 +178,15 @@ class Comparison:
     """The contender that ratios are formed with."""
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     round_count: int = 0
+
+    def rest(self) -> None:
+        """Wait until the machine is quiet, `SHUFFLESTORE_BENCH_PATIENCE` seconds (0) at most."""
+        end = time.monotonic() + float(os.environ.get("SHUFFLESTORE_BENCH_PATIENCE", 0))
+        while time.monotonic() < end:
+            before = _machine_seconds()
+            time.sleep(1)
+            if _machine_seconds() - before < _QUIET * (os.cpu_count() or 1):
+                return
 
     def round(self) -> None:
         """Measure each contender once, beginning with another one each time."""

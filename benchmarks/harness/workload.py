@@ -39,7 +39,8 @@ def _mix(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
     x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def labels_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -59,7 +60,8 @@ def ids_of(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 def lengths_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return (n,) tokens of each record, in [64, 1024]."""
     span = np.uint64(LONGEST - SHORTEST + 1)
-    return (SHORTEST + (_mix(ids) % span).astype(np.int64)).astype(np.int64)
+    lengths: NDArray[np.int64] = SHORTEST + (_mix(ids) % span).astype(np.int64)
+    return lengths
 
 
 def fixed_lengths_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -72,7 +74,8 @@ def tokens_of(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.
     before = np.cumsum(lengths) - lengths
     start = (_mix(ids) >> np.uint64(32)).astype(np.uint32)
     within = (np.arange(int(lengths.sum())) - np.repeat(before, lengths)).astype(np.uint32)
-    return ((np.repeat(start, lengths) + within * _LANE) >> np.uint32(16)).astype(np.int32)
+    tokens: NDArray[np.int32] = ((np.repeat(start, lengths) + within * _LANE) >> np.uint32(16)).astype(np.int32)
+    return tokens
 
 
 def fixed_tokens_of(ids: NDArray[np.int64]) -> NDArray[np.uint16]:

@@ -102,8 +102,7 @@ class CLoop:
 
     def close(self) -> None:
         """Let go of the maps."""
-        self._data = self.out = None
-        self._maps = []
+        del self._data, self.out, self._maps
 
 
 class WidenLoop(CLoop):

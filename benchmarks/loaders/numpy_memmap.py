@@ -55,7 +55,7 @@ class NumpyMemmap:
 
     def close(self) -> None:
         """Let go of the map."""
-        self._tokens = None
+        del self._tokens
 
 
 def rivals() -> list[NumpyMemmap]:

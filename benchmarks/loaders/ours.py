@@ -28,6 +28,8 @@ class Ours:
         self._data: Any = None
         self._loader: Any = None
         self.labels = itemgetter("label")
+        self.engine = ""
+        """Which engine read, and why."""
 
     def prepare(self, workload: Workload) -> None:
         """Open the data and compile the order's kernel."""
@@ -49,6 +51,8 @@ class Ours:
     def close(self) -> None:
         """Close the loader and its files."""
         if self._loader is not None:
+            store = self._data.reading.store
+            self.engine = f"{store.engine}: {store.engine_reason}"
             self._loader.close()
             self._data.close()
 

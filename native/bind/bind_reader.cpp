@@ -23,7 +23,16 @@ using namespace nb::literals;
 using Rows = nb::ndarray<const std::uint64_t, nb::shape<-1, 5>, nb::c_contig, nb::device::cpu>;
 using FailureTuple = std::tuple<std::uint64_t, std::string_view, int, std::uint64_t, std::uint64_t>;
 
-std::vector<Reader::Batch> submit(Reader& reader, Rows reads, Words ends,
+// A reader that is dropped waits for the reads that have started; others must be able to run meanwhile.
+struct DroppedReader final : Reader {
+  using Reader::Reader;
+  ~DroppedReader() {
+    const GilReleased nogil;
+    close();
+  }
+};
+
+std::vector<Reader::Batch> submit(DroppedReader& reader, Rows reads, Words ends,
                                   Matrix<std::uint64_t> output_sizes) {
   if (output_sizes.shape(0) != ends.shape(0)) {
     throw std::invalid_argument("output_sizes has " + std::to_string(output_sizes.shape(0)) +
@@ -74,7 +83,7 @@ nb::list take(Pending& pending) {
   return arrays;
 }
 
-nb::dict counters(const Reader& reader) {
+nb::dict counters(const DroppedReader& reader) {
   const Snapshot snapshot = reader.counters();
   nb::dict named;
   named["reads"] = snapshot.reads;
@@ -103,17 +112,19 @@ void bind_pending(nb::module_& m) {
 
 void bind_reader(nb::module_& m) {
   bind_pending(m);
-  nb::class_<Reader>(m, "Reader", "Gathers ranges of files with one engine and its own threads.")
+  nb::class_<DroppedReader>(m, "Reader", "Gathers ranges of files with one engine and its own threads.")
       .def(nb::init<std::string_view, std::size_t, std::size_t>(), "engine"_a, "threads"_a,
            "max_open_files"_a = 0)
-      .def("add", &Reader::add, "path"_a, "size"_a, "Register a file and return its number. Opens nothing.")
+      .def("add", [](DroppedReader& self, std::string path, std::uint64_t size) {
+             return self.add(std::move(path), size);
+           }, "path"_a, "size"_a, "Register a file and return its number. Opens nothing.")
       .def("submit", &submit, "reads"_a.noconvert(), "ends"_a.noconvert(), "output_sizes"_a.noconvert(),
            "Queue batches of reads, each five words as storage.base.READ has them; return one Pending each.")
-      .def("close", &Reader::close, nb::call_guard<GilReleased>(),
+      .def("close", [](DroppedReader& self) { self.close(); }, nb::call_guard<GilReleased>(),
            "End all reads and threads, close all files. Idempotent.")
       .def("counters", &counters, nb::sig("def counters(self) -> dict[str, int]"),
            "Return what was read so far.")
-      .def_prop_ro("engine", &Reader::engine, "The name of the engine.");
+      .def_prop_ro("engine", [](const DroppedReader& self) { return self.engine(); }, "The name of the engine.");
 }
 
 }  // namespace shufflestore::bind

@@ -50,9 +50,8 @@ NB_MODULE(_native, m) {
   m.def("cpu_features", &cpu_features, "Return what the processor offers, and the checksum kernel in use.");
   // Threads end while the interpreter is whole.
   nb::module_::import_("atexit").attr("register")(nb::cpp_function([] {
-    bind::g_ender = std::this_thread::get_id();
-    bind::g_is_ending.store(true, std::memory_order_release);
     const bind::GilReleased nogil;
+    bind::begin_the_end(std::this_thread::get_id());
     close_all_readers();
   }));
 #if !defined(NDEBUG)

@@ -52,7 +52,10 @@ void Pool::start_threads() {
   const SignalsBlocked blocked;  // a thread is born with the mask of its maker
   threads_.reserve(wanted_threads_);
   try {
-    for (std::size_t i = 0; i < wanted_threads_; ++i) threads_.emplace_back([this, i] { work(i); });
+    for (std::size_t i = 0; i < wanted_threads_; ++i) {
+      threads_.emplace_back([this, i] { work(i); });
+      ++at_work_;
+    }
   } catch (const std::system_error& error) {
     // Fewer threads do the same work; none is an error.
     if (threads_.empty()) throw IoError(error.code().value(), "", "cannot start a thread");
@@ -83,6 +86,9 @@ void Pool::work(std::size_t number) noexcept {
     }
   }
   if (state != nullptr) engine_.close(std::move(state));
+  const std::scoped_lock lock(mutex_);
+  --at_work_;
+  ended_.notify_all();
 }
 
 Pool::Batch Pool::next() {
@@ -117,17 +123,25 @@ void Pool::run_batch(EngineState& state, Worker& worker, Pending& batch) noexcep
   }
 }
 
-void Pool::close() noexcept {
+bool Pool::close(Patience patience) noexcept {
   const std::scoped_lock closing(closing_);
-  {
-    const std::scoped_lock lock(mutex_);
-    is_closed_ = true;
-    for (const Batch& batch : queue_) batch->cancel();
-  }
+  if (is_left_) return false;
+  std::unique_lock lock(mutex_);
+  is_closed_ = true;
+  for (const Batch& batch : queue_) batch->cancel();
   wake_.notify_all();
+  const bool have_ended = ended_.wait_for(lock, patience, [this] { return at_work_ == 0; });
+  lock.unlock();
+  is_left_ = !have_ended;
   for (std::thread& thread : threads_) {
-    if (thread.joinable()) thread.join();
+    if (!thread.joinable()) continue;
+    if (have_ended) {
+      thread.join();
+    } else {
+      thread.detach();
+    }
   }
+  return have_ended;
 }
 
 }  // namespace shufflestore

@@ -1,6 +1,7 @@
 #include "shufflestore/reader.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <utility>
 
@@ -39,10 +40,12 @@ struct ReaderState {
   ReaderState(const Engine& engine, std::size_t max_open_files, std::size_t threads)
       : files(engine.cut.access, max_open_files, threads), pool(engine, files, counters, threads) {}
 
-  void close() noexcept {
+  // False if a thread is still at work: then nothing that it uses may go.
+  bool close(Pool::Patience patience = Pool::kForAsLongAsItTakes) noexcept {
     is_closed = true;
-    pool.close();
+    if (!pool.close(patience)) return false;
     files.close_all();
+    return true;
   }
 
   const std::uint64_t generation = process_generation();
@@ -166,9 +169,15 @@ void close_all_readers() noexcept {
     const std::scoped_lock lock(process_lock());
     states.swap(registry());
   }
+  constexpr std::chrono::milliseconds kPatience(500);  // of all together; what hangs then, hangs for long
+  const auto end = std::chrono::steady_clock::now() + kPatience;
   for (const auto& state : states) {
     const std::shared_ptr<ReaderState> open = state.lock();
-    if (open != nullptr && open->generation == process_generation()) open->close();
+    if (open == nullptr || open->generation != process_generation()) continue;
+    const auto left = std::max(end - std::chrono::steady_clock::now(), std::chrono::steady_clock::duration(0));
+    if (!open->close(std::chrono::duration_cast<Pool::Patience>(left))) {
+      new std::shared_ptr<ReaderState>(open);  // for its threads
+    }
   }
 }
 

@@ -53,26 +53,37 @@ class Journal:
             AlreadyExists: An unfinished conversion is here and nobody said to resume it.
             SourceError: It is of another source or other options.
         """
-        make_folder(self.folder)
         text = json.dumps(plan, sort_keys=True, indent=1).encode()
         self._mark = hashlib.sha256(text).hexdigest()[:16]
-        if publish(self.folder / PLAN, text):
+        if self._publish_plan(text):
             for note in self.folder.glob("bundle-*.json"):
                 if not note.name.endswith(f"-{self._mark}.json"):
                     remove(note)
-            return
+            return None
         if not resume:
             raise AlreadyExists(
                 f"{self.folder.parent}: an unfinished conversion is here; go on with it (if_exists='resume', "
                 "`--if-exists resume`) or throw it away (if_exists='overwrite')"
             )
-        found = self.plan() or {}
+        found = self.plan()
+        if found is None:
+            return self.begin(plan, resume)  # ended just now
         for key in sorted({*found, *plan}):
             if found.get(key) != plan.get(key):
                 raise SourceError(
                     f"{self.folder.parent}: the unfinished conversion has {key}={found.get(key)!r}, this one {plan.get(key)!r}; "
                     "resume with the same source and options, or start over with if_exists='overwrite'"
                 )
+
+    def _publish_plan(self, text: bytes) -> bool:
+        while True:
+            make_folder(self.folder)
+            try:
+                return publish(self.folder / PLAN, text)
+            except StorageError:
+                if self.folder.is_dir():
+                    raise
+                # Another conversion ended just now, and took the folder with it.
 
     def note(self, bundle: int, entries: list[dict[str, Any]]) -> None:
         """Say that a bundle's shards are published."""

@@ -17,13 +17,23 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 
-from shufflestore.convert.base import Piece, Source, SourceOptions, SourceSpec, detect, from_spec
+from shufflestore.convert.base import (
+    Piece,
+    Source,
+    SourceOptions,
+    SourceSpec,
+    detect,
+    from_spec,
+    schema_from_text,
+    schema_to_text,
+)
 from shufflestore.convert.journal import Journal
 from shufflestore.convert.shards import ShardOptions, ShardWriter
 from shufflestore.dataset.inplace import difference, write_snapshot
 from shufflestore.dataset.opening import load_manifest, snapshots_of
 from shufflestore.errors import AlreadyExists, OptionError, OutOfSpace, SchemaError, SourceError, StorageError
 from shufflestore.format.manifest import Manifest, Split
+from shufflestore.format.schema import schema_digest
 from shufflestore.storage.commit import make_folder, sweep, sync_folder
 from shufflestore.storage.local import LocalStore
 
@@ -132,8 +142,10 @@ def convert(
         # How it joins what was there is what was said when it began.
         plan |= {key: unfinished[key] for key in ("base_snapshot", "mode") if unfinished and key in unfinished}
     appends = plan["mode"] == "append"
-    if parent is not None and appends and not found.equals(parent.schema):
-        raise SchemaError(f"{folder}: cannot append other columns: {difference(parent.schema, found)}; give schema=")
+    if parent is not None and appends:
+        if not found.equals(parent.schema):
+            raise SchemaError(f"{folder}: cannot append other columns: {difference(parent.schema, found)}; give schema=")
+        found = parent.schema  # equal schemas may still name the items of lists otherwise, and row indexes tell
     if if_exists == "overwrite":
         journal.end()
         unfinished = None
@@ -293,7 +305,7 @@ def _write(
     _check_room(folder, todo)
     spec = source.spec()
     workers = min(options.worker_count or len(os.sched_getaffinity(0)), len(todo))
-    work = Work(str(folder), schema, tuple(pieces), options.shards)
+    work = Work(str(folder), schema_to_text(schema), tuple(pieces), options.shards)
     if spec is None or workers < 2:
         _alone(source, work, todo, journal, options, made)
     else:
@@ -306,7 +318,8 @@ class Work:
     """What a worker must know besides its bundle."""
 
     folder: str
-    schema: pa.Schema
+    schema_text: str
+    """Not a pa.Schema: pickling one loses the names and the nullability of the items of fixed_size_list."""
     pieces: tuple[Piece, ...]
     shards: ShardOptions
 
@@ -314,7 +327,7 @@ class Work:
 def write_bundle(source: Source, work: Work, bundle: Bundle, advance: Advance) -> list[dict[str, Any]]:
     """Write one bundle's shards and return their rows of the shard table."""
     prefix = f"{bundle.split}-{bundle.number:05d}"
-    writer = ShardWriter(Path(work.folder), prefix, work.schema, work.shards, advance)
+    writer = ShardWriter(Path(work.folder), prefix, schema_from_text(work.schema_text), work.shards, advance)
     try:
         for number in bundle.pieces:
             for batch in source.read(work.pieces[number]):
@@ -368,7 +381,12 @@ def _together(
     all_bytes = sum(piece.byte_count for piece in work.pieces) or None
     source_bytes = 0
     with ProcessPoolExecutor(workers, context, _start_worker, (spec, work, counters)) as pool:
-        waiting = {pool.submit(_in_worker, bundle): bundle for bundle in todo}
+        # Workers inherit the mask: Ctrl-C reaches all of them, but the parent alone decides, and tells.
+        unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            waiting = {pool.submit(_in_worker, bundle): bundle for bundle in todo}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         try:
             while waiting:
                 finished, _ = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
@@ -396,7 +414,6 @@ _worker: tuple[Source, Work, Any] | None = None
 
 def _start_worker(spec: SourceSpec, work: Work, counters: Any) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent alone decides, and tells
     threading.Thread(target=_die_with_parent, name="shufflestore-orphan", daemon=True).start()
     _worker = (from_spec(spec), work, counters)
 
@@ -476,7 +493,7 @@ def commit(
         same = _committed(folder, newest, options) if is_once else None
         if same is not None:
             return same
-        if not appends or not newest.schema.equals(schema):
+        if not appends or not same_schema(newest.schema, schema):
             raise _overtaken(folder, newest)
         base = parent = newest  # appends commute: go behind the one that was faster
 
@@ -486,6 +503,11 @@ def _overtaken(folder: Path, newest: Manifest | None) -> AlreadyExists:
         f"{folder}: another writer committed snapshot {newest.snapshot if newest else 0} meanwhile; nothing was committed "
         "here: do it again with if_exists='append' to add behind it, or 'overwrite'"
     )
+
+
+def same_schema(left: pa.Schema, right: pa.Schema) -> bool:
+    """Whether shards of two schemas can stand in one data set; `pa.Schema.equals` overlooks the names of list items."""
+    return schema_digest(left) == schema_digest(right)
 
 
 def _check_there(folder: Path, entries: Entries) -> None:

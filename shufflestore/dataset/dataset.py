@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shufflestore.collate.layouts import Layout, Nulls, to_numpy
+from shufflestore.collate.layouts import Layout, Nulls
+from shufflestore.collate.tables import assemble, check_record_id, records_of, to_table
 from shufflestore.dataset.reading import Projection, Reading
-from shufflestore.dataset.stream import PREFETCH_BYTES, Stream
+from shufflestore.dataset.selection import Selection
+from shufflestore.dataset.stream import PREFETCH_BYTES, Stream, planned
 from shufflestore.errors import OptionError, SchemaError, ShuffleStoreError
 from shufflestore.format.decode import Column
 from shufflestore.format.manifest import Manifest
@@ -22,9 +23,7 @@ from shufflestore.format.resolve import widened
 from shufflestore.orders.epoch import make_order
 from shufflestore.orders.partition import Partition, Topology
 
-__all__ = ["BatchOptions", "Dataset", "Selection"]
-
-RECORD_ID = "record_id"
+__all__ = ["BatchOptions", "Dataset"]
 
 
 @dataclass(frozen=True)
@@ -39,39 +38,6 @@ class BatchOptions:
     """Whether each batch has a "record_id"; audits need it, training does not."""
     drop_last: bool = False
     prefetch_bytes: int = PREFETCH_BYTES
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Which records of a split a view has: an arithmetic range or a list."""
-
-    start: int
-    step: int
-    count: int
-    listed: NDArray[np.int64] | None = None
-
-    def ids(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the split's ids of the view's records."""
-        if self.listed is not None:
-            return self.listed[numbers]
-        return numbers if self.start == 0 and self.step == 1 else self.start + numbers * self.step
-
-    def narrowed(self, inner: Selection) -> Selection:
-        """Return the selection `inner` of this one."""
-        if inner.listed is not None:
-            return Selection(0, 1, inner.count, self.ids(inner.listed))
-        if self.listed is not None:
-            stop = inner.start + inner.step * inner.count
-            listed = self.listed[inner.start : stop if stop >= 0 else None : inner.step]
-            return Selection(0, 1, inner.count, listed)
-        return Selection(self.start + inner.start * self.step, self.step * inner.step, inner.count)
-
-    @property
-    def digest(self) -> str:
-        """Text that differs where the records or their order differ. O(1), or O(count) for a list."""
-        if self.listed is None:
-            return f"{self.start}:{self.step}:{self.count}"
-        return hashlib.sha256(np.ascontiguousarray(self.listed).data).hexdigest()[:32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,28 +309,14 @@ class Dataset:
         remainder: Literal["drop", "uneven"] = "drop" if chosen.drop_last else "uneven"
         partition = Partition(len(self), batch_size, Topology(0, 1), remainder, 0)
         projection = self.projection(columns)
-        if chosen.return_ids and RECORD_ID in self.column_names:
-            raise OptionError(
-                f"return_ids=True adds a column {RECORD_ID!r}, which the data set has already; leave it out"
-            )
-        step = 0
-
-        def plan(batches: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-            nonlocal step
-            last = min(step + batches, partition.step_count)
-            if step == last:
-                return None
-            positions, ends = partition.positions(step, last)
-            step = last
-            return self._selection.ids(order.ids(positions)), ends
+        if chosen.return_ids:
+            check_record_id(self.column_names)
 
         def finish(ids: NDArray[np.int64], made: dict[str, Column]) -> Any:
-            if chosen.return_ids:
-                made = made | {RECORD_ID: Column(pa.int64(), len(ids), values=ids.copy())}
-            if format == "arrow":
-                return to_table(made, self.manifest.schema)
-            return {n: to_numpy(n, c, chosen.layout, chosen.fill_nulls) for n, c in made.items()}
+            shown = ids if chosen.return_ids else None
+            return assemble(made, shown, format, chosen.layout, chosen.fill_nulls, self.manifest.schema)
 
+        plan = planned(partition, order, self._selection)
         return Stream(self._reading, projection, plan, finish, chosen.prefetch_bytes)
 
     # -- life --------------------------------------------------------------------------------------
@@ -403,34 +355,3 @@ def _reopened(
     if fresh.manifest.digest != digest:
         raise ShuffleStoreError(f"{fresh.uri} changed between two processes; open it again")
     return fresh._view(selection, columns)
-
-
-def to_table(columns: dict[str, Column], schema: pa.Schema) -> pa.Table:
-    """Return columns as a table with the schema's fields and metadata, extension types put back on.
-
-    Raises:
-        OverflowError: A column passes its type's 32-bit offsets.
-    """
-    arrays, fields = [], []
-    for name, column in columns.items():
-        array = column.to_arrow()
-        number = schema.get_field_index(name)
-        declared = schema.field(number) if number >= 0 else pa.field(name, array.type)
-        if isinstance(declared.type, pa.BaseExtensionType) and declared.type.storage_type == array.type:
-            array = pa.ExtensionArray.from_storage(declared.type, array)
-        arrays.append(array)
-        fields.append(declared.with_type(array.type))
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
-
-
-def records_of(columns: dict[str, Column], count: int) -> list[dict[str, Any]]:
-    """Return columns as one dict a record."""
-    parts: dict[str, list[Any]] = {}
-    for name, column in columns.items():
-        try:
-            made = to_numpy(name, column, "list")
-            values = column.to_arrow().to_pylist() if isinstance(made, dict) else list(made)
-        except (SchemaError, TypeError):
-            values = column.to_arrow().to_pylist()
-        parts[name] = values
-    return [{name: values[i] for name, values in parts.items()} for i in range(count)]

@@ -24,6 +24,8 @@ __all__ = ["ChunkTable", "Places", "RowIndexes"]
 
 _REQUEST_BYTES: Final = 64 << 20
 """Headers fetched in one go."""
+LEAST_SLOTS: Final = 4096
+"""Pages that are kept whatever the limit: as many as one window of look-ahead has ids."""
 _USED: Final = 1
 _PINNED: Final = 2
 """Needed by the request at hand: must not make room."""
@@ -288,7 +290,7 @@ class Pages:
         of = self._all = indexes
         self._slot_bytes = int(of.page_bytes.max(initial=4096))
         total = int(of.first_page[-1])
-        self._slots = max(min(memory_bytes // self._slot_bytes, total), 1)
+        self._slots = max(min(max(memory_bytes // self._slot_bytes, LEAST_SLOTS), total), 1)
         # What nobody has touched costs no memory: the system gives it page by page.
         self._arena = np.empty(self._slots * self._slot_bytes, np.uint8)
         try:

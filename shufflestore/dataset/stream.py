@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflestore.dataset.reading import Projection, Reading, Ready
+from shufflestore.dataset.selection import Selection
 from shufflestore.format.decode import Column
+from shufflestore.orders.epoch import Order
+from shufflestore.orders.partition import Partition
 
-__all__ = ["PREFETCH_BYTES", "Plan", "Stream"]
+__all__ = ["PREFETCH_BYTES", "Plan", "Stream", "planned"]
 
 T = TypeVar("T")
 PREFETCH_BYTES: Final = 64 << 20
@@ -25,6 +28,33 @@ _WINDOWS_A_BATCH: Final = 2
 
 Plan = Callable[[int], "tuple[NDArray[np.int64], NDArray[np.int64]] | None"]
 """plan(batches) -> ids and ends of at most so many further batches, None at the end."""
+
+
+def planned(
+    partition: Partition, order: Order, selection: Selection, watch: Callable[[int], None] | None = None
+) -> Plan:
+    """Return the plan of an epoch: steps to positions, positions to ids of the order, ids to the view's records.
+
+    Args:
+        partition: Which positions, batch by batch.
+        order: Of the epoch.
+        selection: Of the view.
+        watch: Called with the number of ids before they are computed.
+    """
+    step = 0
+
+    def plan(batches: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        nonlocal step
+        last = min(step + batches, partition.step_count)
+        if step == last:
+            return None
+        positions, ends = partition.positions(step, last)
+        step = last
+        if watch is not None:
+            watch(len(positions))
+        return selection.ids(order.ids(positions)), ends
+
+    return plan
 
 
 class Stream(Generic[T], Iterator[T]):

@@ -10,14 +10,14 @@ from types import TracebackType
 from typing import Any, Final, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from shufflestore.collate.layouts import Layout, Nulls, to_numpy
+from shufflestore.collate.layouts import Layout, Nulls
+from shufflestore.collate.tables import assemble, check_record_id, records_of
 from shufflestore.collate.tensors import WIDENED, to_torch
-from shufflestore.dataset.dataset import RECORD_ID, Dataset, records_of, to_table
+from shufflestore.dataset.dataset import Dataset
 from shufflestore.dataset.opening import open as open_dataset
-from shufflestore.dataset.stream import PREFETCH_BYTES, Plan, Stream
+from shufflestore.dataset.stream import PREFETCH_BYTES, Stream, planned
 from shufflestore.distributed import resolve
 from shufflestore.errors import OptionError, StateError
 from shufflestore.format.decode import Column
@@ -26,7 +26,7 @@ from shufflestore.loader.options import Format, LoaderOptions
 from shufflestore.loader.transform import Transformed
 from shufflestore.orders import kernels
 from shufflestore.orders.cursor import Cursor
-from shufflestore.orders.epoch import Order, OrderName, make_order
+from shufflestore.orders.epoch import OrderName, make_order
 from shufflestore.orders.partition import Partition, Remainder, Topology
 
 __all__ = ["DataLoader"]
@@ -112,10 +112,8 @@ class DataLoader:
         self.dataset = dataset
         if collate_fn is not None and format != "torch":
             raise OptionError(f"collate_fn builds the batch itself, so format={format!r} has no say; leave one out")
-        if return_ids and RECORD_ID in dataset.column_names:
-            raise OptionError(
-                f"return_ids=True adds a column {RECORD_ID!r}, which the data set has already; leave it out"
-            )
+        if return_ids:
+            check_record_id(dataset.column_names)
         if reshuffle not in ("each_epoch", "once"):
             raise OptionError(f"reshuffle={reshuffle!r}; allowed are ['each_epoch', 'once']")
         if remainder not in (None, "drop", "pad", "uneven"):
@@ -306,7 +304,7 @@ class DataLoader:
         order = make_order(self.order_name, len(dataset), self.seed, epoch)
 
         def read(rest: Partition) -> Iterator[Any]:
-            plan = self._planner(rest, order, dataset)
+            plan = planned(rest, order, dataset.selection, self._watch)
             stream = Stream(dataset.reading, projection, plan, self._finish, self.options.prefetch_bytes)
             if self.options.transform is None:
                 return stream
@@ -317,32 +315,17 @@ class DataLoader:
         self._loaded = self._next_epoch = None
         return read
 
-    def _planner(self, partition: Partition, order: Order, dataset: Dataset) -> Plan:
-        """Return the function that turns an epoch's steps into ids, window by window."""
-        step = 0
-
-        def plan(batches: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-            nonlocal step
-            last = min(step + batches, partition.step_count)
-            if step == last:
-                return None
-            positions, ends = partition.positions(step, last)
-            step = last
-            if order.name != "sequential":
-                self._computed += len(positions)
-                if self._computed > _COMPILE_AFTER:
-                    kernels.warm()
-            return dataset.selection.ids(order.ids(positions)), ends
-
-        return plan
+    def _watch(self, ids: int) -> None:
+        """Compile the order's kernel once enough ids were computed without it."""
+        self._computed += ids
+        if self._computed > _COMPILE_AFTER and self.order_name != "sequential":
+            kernels.warm()
 
     def _finish(self, ids: NDArray[np.int64], columns: dict[str, Column]) -> Any:
         options = self.options
-        if options.return_ids:
-            columns[RECORD_ID] = Column(pa.int64(), len(ids), values=ids.copy())
         if self.collate_fn is not None:
             return self.collate_fn(records_of(columns, len(ids)))
-        if options.format == "arrow":
-            return to_table(columns, self.dataset.manifest.schema)
-        arrays = {name: to_numpy(name, column, options.layout, options.fill_nulls) for name, column in columns.items()}
-        return to_torch(arrays) if options.format == "torch" else arrays
+        shown, schema = ids if options.return_ids else None, self.dataset.manifest.schema
+        if options.format == "torch":
+            return to_torch(assemble(columns, shown, "numpy", options.layout, options.fill_nulls, schema))
+        return assemble(columns, shown, options.format, options.layout, options.fill_nulls, schema)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shufflestore.dataset import residency
 from shufflestore.dataset.inplace import index
 from shufflestore.dataset.opening import load_manifest
 from shufflestore.dataset.opening import open as open_dataset
@@ -149,13 +150,15 @@ def test_every_flip_of_an_index_header_and_chunk_table_is_detected(store):
     assert judge.counts["detected"] == len(range(0, end, 37))
 
 
-def test_damage_is_found_again_by_the_next_read_and_others_stay_readable(store):
+@pytest.mark.parametrize("slots", [4, 4096])
+def test_damage_is_found_again_by_the_next_read_and_others_stay_readable(store, slots, monkeypatch):
+    monkeypatch.setattr(residency, "LEAST_SLOTS", slots)
     damaged = MemoryStore(store.files)
     page = opened(store).reading.indexes.header(1).pages_at
     changed = bytearray(store.files["shards/00001.rows"])
     changed[page + 40] ^= 1
     damaged.files["shards/00001.rows"] = bytes(changed)
-    dataset = opened(damaged, index_memory_bytes=4096 * 4)
+    dataset = opened(damaged, index_memory_bytes=1)
     good = opened(store).take(list(range(ROWS)))
     for _ in range(40):  # a failed read must not use up what keeps pages
         with pytest.raises(ShuffleStoreError, match="page 0 of the row index"):

@@ -184,9 +184,10 @@ def test_gc_removes_no_file_that_a_kept_snapshot_names_and_all_that_only_older_o
 def test_gc_that_is_killed_harms_no_kept_snapshot_and_can_be_run_again(home, monkeypatch):
     layout = layouts.make("overwrite", home)
     seam = crashes.Seam()
+    counted = _copied(layout, "count")
     with monkeypatch.context() as patched:
         patched.setattr(crashes.commit, "system", seam)
-        ss.gc(_copied(layout, "count"))
+        ss.gc(counted)
     for at in range(len(seam.ops)):
         target = _copied(layout, "out")
 
@@ -256,15 +257,16 @@ if __name__ == "__main__":
 """
 
 
-def interrupted(home: Path, workers: int, send: str, number: str) -> subprocess.Popen[str]:
+def interrupted(home: Path, workers: int, send: str, number: str) -> subprocess.CompletedProcess[str]:
     source = stores.parquet(home / "source", 6, 4_000)
     program = home / "program.py"
     program.write_text(PROGRAM.format(send=send, signal=number))
     command = [sys.executable, str(program), "convert", str(source), str(home / "out"), "--workers", str(workers)]
     command += ["--shard-bytes", "400KB"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
-    running.wait(120)
-    return running
+    with running:
+        _, errors = running.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, running.returncode, str(running.pid), errors)
 
 
 def wait_for_group(pid: int) -> None:
@@ -284,9 +286,8 @@ def wait_for_group(pid: int) -> None:
 def test_an_interrupted_command_returns_130_leaves_no_process_and_can_be_resumed(home, workers, send):
     running = interrupted(home, workers, send, "SIGINT")
     assert running.returncode == 130
-    assert running.stderr is not None
-    assert "Traceback" not in running.stderr.read()
-    wait_for_group(running.pid)
+    assert "Traceback" not in running.stderr
+    wait_for_group(int(running.stdout))
     assert not list((home / "out").rglob(".tmp-*"))
     assert stores.snapshots(home / "out") == []
     resume_and_check(home)
@@ -295,7 +296,7 @@ def test_an_interrupted_command_returns_130_leaves_no_process_and_can_be_resumed
 def test_workers_die_with_a_converter_that_is_killed(home):
     running = interrupted(home, 2, "kill(os.getpid()", "SIGKILL")
     assert running.returncode == -signal.SIGKILL
-    wait_for_group(running.pid)
+    wait_for_group(int(running.stdout))
     resume_and_check(home)
 
 

@@ -2,6 +2,7 @@
 // never touch Python.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
@@ -27,8 +28,13 @@ class Pool {
   // Queues the batches. False, and nothing done, once closed. Throws IoError if no thread can be started.
   bool push(std::span<const Batch> batches);
 
-  // Cancels what is queued, waits for the reads that have started, ends the threads. Idempotent.
-  void close() noexcept;
+  using Patience = std::chrono::milliseconds;
+  static constexpr Patience kForAsLongAsItTakes = std::chrono::hours(24 * 365);
+
+  // Cancels what is queued, waits for the reads that have started, ends the threads. Idempotent. False if a
+  // thread is still at work when the patience is over, say on a network that does not answer: such threads
+  // are left to themselves, and this pool and all that it works with must then live for ever.
+  bool close(Patience patience = kForAsLongAsItTakes) noexcept;
 
  private:
   void start_threads();
@@ -40,9 +46,12 @@ class Pool {
   FileTable& files_;
   Counters& counters_;
   const std::size_t wanted_threads_;
-  std::mutex closing_;  // one close at a time, so that each returns after the threads have ended
-  std::mutex mutex_;    // guards the three below
+  std::mutex closing_;  // one close at a time, so that each returns after the threads have ended; guards:
+  bool is_left_ = false;
+  std::mutex mutex_;    // guards all below
   std::condition_variable wake_;
+  std::condition_variable ended_;
+  std::size_t at_work_ = 0;  // threads that have not ended
   std::deque<Batch> queue_;
   std::vector<std::thread> threads_;
   bool is_closed_ = false;

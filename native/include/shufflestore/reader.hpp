@@ -64,7 +64,7 @@ class Reader {
   mutable std::shared_ptr<ReaderState> state_;  // guarded by process_lock()
 };
 
-// Closes every reader of this process: for the end of the interpreter.
+// Closes every reader of this process: for the end of the interpreter, which no read that hangs may hold up.
 void close_all_readers() noexcept;
 
 }  // namespace shufflestore

@@ -1,0 +1,124 @@
+"""An index vouches for the bytes that lie in the shard: every range, start and checksum is what a reader will find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shufflestore import _native
+from shufflestore.errors import CorruptData
+from shufflestore.format.encode import build_index, gaps, merged
+from shufflestore.format.schema import build_tree
+from tests.invented import arrow_bytes, index_of, joined, memory_store, opened
+
+
+def located(data: bytes, rows: int):
+    dataset = opened(memory_store([data]))
+    return dataset.reading.indexes.locate(dataset.reading.indexes.find(np.arange(rows)), dataset.projection().wanted)[0]
+
+
+def test_ranges_hold_the_bytes_of_each_value_and_their_checksum():
+    texts = ["a", "", "ccc", None, "é" * 9]
+    data = arrow_bytes(pa.table({"s": texts}), 2)
+    found = located(data, 5)
+    for i, text in enumerate(texts):
+        offset, size = int(found.offset[i, 0]), int(found.size[i, 0])
+        assert data[offset : offset + size] == (text or "").encode()
+        assert found.crc[i, 0] == _native.crc32c((text or "").encode())
+
+
+def test_a_null_record_reads_nothing_whatever_hides_under_it():
+    hidden = pa.Array.from_buffers(pa.string(), 3, [pa.py_buffer(b"\x05"), *pa.array(["a", "secret", "c"]).buffers()[1:]])
+    found = located(arrow_bytes(pa.table({"s": hidden})), 3)
+    assert found.size[:, 0].tolist() == [1, 0, 1]
+    assert found.counts[:, 0].tolist() == [1, 0, 1]
+
+
+def test_bits_below_row_depth_are_read_as_the_bytes_that_cover_them():
+    found = located(arrow_bytes(pa.table({"m": [[True] * 5, [False] * 9, [], [True] * 3]})), 4)
+    assert found.size[:, -1].tolist() == [1, 2, 0, 1]
+    assert found.shift[:, -1].tolist() == [0, 5, 0, 6]
+
+
+def test_the_same_shard_gives_the_same_index_and_nothing_else_does():
+    data = arrow_bytes(pa.table({"s": ["a", "b"]}))
+    assert joined(index_of(data)) == joined(index_of(data))
+    assert joined(index_of(data)) != joined(index_of(arrow_bytes(pa.table({"s": ["a", "c"]}))))
+
+
+def test_without_checksums_entries_are_smaller_and_no_crc_stands_anywhere():
+    data = arrow_bytes(pa.table({"s": ["a", "b"], "t": ["c", "d"]}))
+    with_, without = index_of(data).header, index_of(data, checksums=False).header
+    assert with_.layout.entry_bytes - without.layout.entry_bytes == 8
+    assert without.outside_crc == 0
+
+
+def test_rows_of_a_chunk_fill_whole_pages_of_their_own():
+    header = index_of(arrow_bytes(pa.table({"s": [str(i) for i in range(1000)]}), 600)).header
+    per = header.layout.rows_per_page
+    assert header.page_count == -(-600 // per) + -(-400 // per)
+
+
+@pytest.mark.parametrize(
+    ("type_", "offsets", "values", "complaint"),
+    [
+        (pa.string(), [0, 5, 3], b"abcde", "offsets decrease"),
+        (pa.string(), [-1, 1, 2], b"abcde", "offsets decrease"),
+        (pa.string(), [0, 2, 2**30], b"abcde", "its rows need"),
+        (pa.large_string(), [0, 1, 2**60], b"abcde", "beyond any file"),
+        (pa.large_string(), [0, 1, 2**40], b"abcde", "its rows need"),
+    ],
+)
+def test_offsets_that_lead_astray_are_refused_by_column(type_, offsets, values, complaint):
+    width = np.int64 if type_ == pa.large_string() else np.int32
+    buffers = [None, pa.py_buffer(np.array(offsets, width)), pa.py_buffer(values)]
+    data = bytearray(arrow_bytes(pa.table({"c": pa.array(["ab", "cde"], type_)})))
+    good = np.array([0, 2, 5], width).tobytes()
+    at = data.index(good)
+    data[at : at + len(good)] = buffers[1].to_pybytes()
+    with pytest.raises(CorruptData, match=f"'c'.*{complaint}|{complaint}.*"):
+        index_of(bytes(data))
+
+
+def test_a_level_of_more_than_32_bits_is_read_whole_instead(monkeypatch):
+    monkeypatch.setattr("shufflestore.format.encode._LEVEL_LIMIT", 50)
+    data = arrow_bytes(pa.table({"long": ["x" * 20] * 9, "short": ["y"] * 9}))
+    built = index_of(data)
+    assert built.header.layout.tree.whole == {0}
+    store = memory_store([data])
+    assert opened(store).take([8, 0]).to_pylist() == [{"long": "x" * 20, "short": "y"}] * 2
+
+
+def test_shards_that_hold_a_column_whole_mix_with_shards_that_do_not():
+    plain = pa.table({"s": ["a", None, "c"], "x": [1, 2, 3]})
+    store = memory_store([arrow_bytes(plain), arrow_bytes(plain, codec="lz4"), arrow_bytes(plain, 2)])
+    taken = opened(store).take([8, 5, 0, 3, 4, 1])
+    assert taken["s"].to_pylist() == ["c", "c", "a", "a", None, None]
+    assert taken["x"].to_pylist() == [3, 3, 1, 1, 2, 2]
+
+
+def test_merged_spans_and_their_gaps_cover_everything_once():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        lo = np.sort(rng.integers(0, 60, 8))
+        hi = np.minimum(lo + rng.integers(0, 9, 8), 64)
+        spans = merged(lo, hi)
+        offsets, sizes = gaps(spans, 64)
+        inside = np.zeros(64, int)
+        for a, b in zip(lo, hi, strict=True):
+            inside[a:b] = 1
+        seen = np.zeros(64, int)
+        for a, b in spans.tolist():
+            seen[a:b] += 1
+        for a, n in zip(offsets.tolist(), sizes.tolist(), strict=True):
+            assert n > 0
+            seen[a : a + n] += 2
+        assert (seen == np.where(inside == 1, 1, 2)).all()
+
+
+def test_an_index_needs_the_columns_of_its_data_set():
+    data = np.frombuffer(arrow_bytes(pa.table({"x": [1]})), np.uint8)
+    from tests.unit.format.test_arrowfile import scanned
+
+    assert build_index(data, scanned(data.tobytes()), build_tree(pa.schema([("x", pa.int64())]))).header.row_count == 1
