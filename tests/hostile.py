@@ -339,8 +339,8 @@ DICTS: dict[str, bytes] = {
 
 def attacks(folder: Path) -> Iterator[tuple[str, Attempt]]:
     """Yield what must be refused."""
-    good = json.loads(store_of([], {}).files[snapshot_name(1)])
     parts = Parts()
+    good = json.loads(parts.store().files[snapshot_name(1)])
     entry = shard_entry("a.arrow", "a.rows", 0, parts.built, hashlib.sha256(parts.built.parts[0]).digest())
     files = {"a.arrow": parts.data, "a.rows": joined(parts.built)}
     for name, data in TEXTS.items():

@@ -115,16 +115,21 @@ void bind_reader(nb::module_& m) {
   nb::class_<DroppedReader>(m, "Reader", "Gathers ranges of files with one engine and its own threads.")
       .def(nb::init<std::string_view, std::size_t, std::size_t>(), "engine"_a, "threads"_a,
            "max_open_files"_a = 0)
-      .def("add", [](DroppedReader& self, std::string path, std::uint64_t size) {
-             return self.add(std::move(path), size);
-           }, "path"_a, "size"_a, "Register a file and return its number. Opens nothing.")
+      .def(
+          "add",
+          [](DroppedReader& self, std::string path, std::uint64_t size) {
+            return self.add(std::move(path), size);
+          },
+          "path"_a, "size"_a, "Register a file and return its number. Opens nothing.")
       .def("submit", &submit, "reads"_a.noconvert(), "ends"_a.noconvert(), "output_sizes"_a.noconvert(),
            "Queue batches of reads, each five words as storage.base.READ has them; return one Pending each.")
-      .def("close", [](DroppedReader& self) { self.close(); }, nb::call_guard<GilReleased>(),
-           "End all reads and threads, close all files. Idempotent.")
+      .def(
+          "close", [](DroppedReader& self) { self.close(); }, nb::call_guard<GilReleased>(),
+          "End all reads and threads, close all files. Idempotent.")
       .def("counters", &counters, nb::sig("def counters(self) -> dict[str, int]"),
            "Return what was read so far.")
-      .def_prop_ro("engine", [](const DroppedReader& self) { return self.engine(); }, "The name of the engine.");
+      .def_prop_ro(
+          "engine", [](const DroppedReader& self) { return self.engine(); }, "The name of the engine.");
 }
 
 }  // namespace shufflestore::bind

@@ -174,7 +174,8 @@ void close_all_readers() noexcept {
   for (const auto& state : states) {
     const std::shared_ptr<ReaderState> open = state.lock();
     if (open == nullptr || open->generation != process_generation()) continue;
-    const auto left = std::max(end - std::chrono::steady_clock::now(), std::chrono::steady_clock::duration(0));
+    const auto left =
+        std::max(end - std::chrono::steady_clock::now(), std::chrono::steady_clock::duration(0));
     if (!open->close(std::chrono::duration_cast<Pool::Patience>(left))) {
       new std::shared_ptr<ReaderState>(open);  // for its threads
     }

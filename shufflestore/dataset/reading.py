@@ -225,8 +225,14 @@ class Reading:
             self._whole_bytes -= dropped.nbytes
 
     def _part(self, column: int, shard: int, chunk: int) -> Part:
-        table = self.indexes.table(shard)
-        return self._checked(table.part(column, chunk, int(self.indexes.data_bytes[shard])), shard)
+        return self._parsed(self.indexes.table(shard).whole["columns"][str(column)][chunk], shard)
+
+    def _parsed(self, described: Any, shard: int) -> Part:
+        """A part of the chunk table's, checked; errors name the row index that it stands in."""
+        try:
+            return self._checked(Part.parse(described, int(self.indexes.data_bytes[shard])), shard)
+        except CorruptData as cause:
+            raise CorruptData(f"{self.store.uri}: {self.indexes.shards.name('index', shard)}: {cause}") from cause
 
     def _checked(self, part: Part, shard: int) -> Part:
         if part.size > _DECOMPRESSED_LIMIT:
@@ -246,7 +252,7 @@ class Reading:
             ids = whole["ids"][before : before + counts[column]]
             size = int(self.indexes.data_bytes[shard])
             listed: list[dict[str, Any]] = [d for d in whole["dictionaries"] if d["id"] in ids]
-            parts = [self._checked(Part.parse(d, size), shard) for d in listed]
+            parts = [self._parsed(d, shard) for d in listed]
             name = self.indexes.shards.name("data", shard)
             extents = [
                 Extent(name, size, p.offset, p.size, "a dictionary", p.crc if self.verify else None) for p in parts

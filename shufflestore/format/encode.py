@@ -19,7 +19,7 @@ from shufflestore import _native
 from shufflestore.errors import CorruptData, UnsupportedFeature
 from shufflestore.format.arrowfile import ArrowScan, Batch, ColumnPart, column_parts
 from shufflestore.format.layout import ABSENT, PAGE_HEAD, IndexHeader, layout_of
-from shufflestore.format.schema import ROW, Buffer, Role, Tree, build_tree
+from shufflestore.format.schema import ROW, Buffer, Node, Role, Tree, build_tree
 
 __all__ = ["BuiltIndex", "build_index"]
 
@@ -240,10 +240,23 @@ class _Index:
             if bounds[0] < 0 or (np.diff(bounds) < 0).any():
                 row = chunk.first_row + int(np.argmax(np.diff(bounds) < 0))
                 raise CorruptData(f"column {node.name!r}: offsets decrease at record {row:,} of the file")
+            there = self._element_count(chunk, node)
+            if int(bounds[-1]) > there:
+                raise CorruptData(
+                    f"column {node.name!r}: offsets of chunk {chunk.number} reach {int(bounds[-1]):,}, but it has "
+                    f"{there:,} elements"
+                )
             step = self.layout.rows_per_page
             if int((bounds[np.minimum(np.arange(rows) + step, rows)] - bounds[:-1]).max()) > _LEVEL_LIMIT:
                 raise _LevelTooLong(node.column)
             chunk.bounds.append(bounds)
+
+    def _element_count(self, chunk: _Chunk, node: Node) -> int:
+        """Bytes or elements that a string or list has in a chunk, by what the message says."""
+        if not node.children:
+            return int(chunk.buffers[node.data + 1, 1])
+        first = chunk.parts[node.column].first_node - self.tree.top(node.column).number
+        return int(chunk.batch.nodes[first + node.children[0], 0])
 
     def _bounds(self, chunk: _Chunk, level: int, factor: int, name: str) -> NDArray[np.int64]:
         """Boundaries of rows in a level, not so far out that `factor` entries of 32 bytes each would overflow."""

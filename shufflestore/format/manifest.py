@@ -283,7 +283,7 @@ class Manifest:
             schema, splits, _text(table["name"]), _count(table["bytes"]), _text(table["sha256"]),
             _count(value["snapshot"]), value["parent"], dict(value["options"]),
         )  # fmt: skip
-        if (value["record_count"], value["shard_count"]) != (made.record_count, made.shard_count):
+        if (_count(value["record_count"]), _count(value["shard_count"])) != (made.record_count, made.shard_count):
             raise ValueError("its counts do not add up")
         return made
 

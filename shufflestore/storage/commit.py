@@ -125,7 +125,7 @@ class TemporaryFile(io.RawIOBase):
         """Remove the file, if it is still there. Idempotent, never raises."""
         self._close()
         try:
-            system.unlink(str(self.path))
+            _retried(system.unlink, str(self.path))
         except OSError:
             pass  # a sweep finds it; the error that led here matters more
 
@@ -284,7 +284,7 @@ def sweep(folder: Path, foreign_after_seconds: float = 86_400.0) -> int:
             else:
                 is_live = time.time() - status.st_mtime < foreign_after_seconds
             if not is_live:
-                system.unlink(str(path))
+                _retried(system.unlink, str(path))
                 freed += status.st_size
         except FileNotFoundError:
             continue

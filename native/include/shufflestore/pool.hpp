@@ -48,7 +48,7 @@ class Pool {
   const std::size_t wanted_threads_;
   std::mutex closing_;  // one close at a time, so that each returns after the threads have ended; guards:
   bool is_left_ = false;
-  std::mutex mutex_;    // guards all below
+  std::mutex mutex_;  // guards all below
   std::condition_variable wake_;
   std::condition_variable ended_;
   std::size_t at_work_ = 0;  // threads that have not ended

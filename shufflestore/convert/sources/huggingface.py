@@ -86,6 +86,8 @@ class HuggingFaceSource:
         self._schema = resolved
         self._files: Source | None = None
         self._splits: list[_Split] = []
+        # `datasets` saves a split without records as no file at all.
+        self._fileless = _saved_without_files(source) if isinstance(source, str) else []
         files = _saved_files(source) if isinstance(source, str) else _mapped_files(source)
         if files is not None and files[1] is not None:
             files, options = _without_dropped(files, files[1], options)
@@ -105,12 +107,15 @@ class HuggingFaceSource:
 
     def pieces(self) -> Sequence[Piece]:
         """Return the pieces, files or runs of rows; see `Source.pieces`."""
+        nothing = [Piece(f"{name}[no records]", name, 0, 0, (name, 0, 0)) for name in self._fileless]
         if self._files is not None:
-            return self._files.pieces()
+            return [*self._files.pieces(), *nothing]
         limit = self._options.piece_bytes or _PIECE_BYTES
         pieces = []
         for split in self._splits:
             step = max(1, int(limit / split.mean_bytes))
+            if not split.count:
+                nothing.append(Piece(f"{split.name}[no records]", split.name, 0, 0, (split.name, 0, 0)))
             for start in range(0, split.count, step):
                 stop = min(split.count, start + step)
                 size = int((stop - start) * split.mean_bytes)
@@ -118,10 +123,12 @@ class HuggingFaceSource:
                 pieces.append(Piece(f"{split.name}[rows {start}:{stop}]", split.name, size, stop - start, key))
         if not pieces:
             raise SourceError("the data set has no records")
-        return pieces
+        return pieces + nothing
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:
         """Yield a piece's records, in the order of the data set; see `Source.read`."""
+        if piece.record_count == 0:
+            return
         if self._files is not None:
             yield from self._files.read(piece)
             return
@@ -228,8 +235,6 @@ def _saved_state(folder: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError) as e:
         raise SourceError(f"{folder}/state.json is not what datasets writes ({e!r}); save the data set again") from e
-    if not names:
-        raise SourceError(f"{folder}/state.json names no data files; save the data set again")
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise SourceError(
@@ -244,7 +249,10 @@ def _saved_states(path: str) -> dict[str, dict[str, Any]]:
         raise SourceError(f"{path} is no folder; kind='huggingface' reads what save_to_disk wrote")
     listing = here / "dataset_dict.json"
     if not listing.is_file():
-        return {"train": _saved_state(here)}
+        alone = _saved_state(here)
+        if not alone["files"]:
+            raise SourceError(f"{path}/state.json names no data files; save the data set again")
+        return {"train": alone}
     try:
         names = [str(name) for name in json.loads(listing.read_text())["splits"]]
     except (ValueError, KeyError, TypeError) as e:
@@ -252,17 +260,25 @@ def _saved_states(path: str) -> dict[str, dict[str, Any]]:
     return {name: _saved_state(here / name) for name in names}
 
 
+def _saved_without_files(path: str) -> list[str]:
+    return [name for name, state in _saved_states(path).items() if not state["files"]]
+
+
 def _saved_files(path: str) -> _Files | None:
     """Return the files of each split; None where old versions of datasets saved an order beside them."""
     states = _saved_states(path)
     if any(state.get("_indices_data_files") for state in states.values()):
         return None
-    return {name: state["files"] for name, state in states.items()}, None
+    if not any(state["files"] for state in states.values()):
+        raise SourceError(f"{path} has no records in any of its splits {sorted(states)}; save the data set again")
+    return {name: state["files"] for name, state in states.items() if state["files"]}, None
 
 
 def _saved_splits(path: str) -> list[_Split]:
     splits = []
     for name, state in _saved_states(path).items():
+        if not state["files"]:
+            continue
         folder = Path(state["files"][0]).parent
         indices = [str(folder / entry["filename"]) for entry in state.get("_indices_data_files") or ()]
         rows = _open_streams(indices).column(0).to_numpy().astype(np.int64) if indices else None

@@ -1,0 +1,105 @@
+"""A stream reads ahead within its budget, never skips, and ends for good after an error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shufflestore.dataset.stream import WINDOW_IDS, Stream
+from shufflestore.errors import CorruptData
+from tests.invented import MemoryStore, arrow_bytes, memory_store, opened
+
+N = 400
+TABLE = pa.table({"x": range(N), "s": ["x" * 100] * N})
+
+
+def stream(dataset, budget: int, batch: int = 4, planned: list | None = None, finish=None) -> Stream:
+    step = 0
+
+    def plan(batches: int):
+        nonlocal step
+        first, step = step, min(step + batches * batch, N)
+        ids = np.arange(first, step)
+        if planned is not None:
+            planned.append(len(ids))
+        ends = np.arange(batch, len(ids) + batch, batch).clip(max=len(ids))
+        return (ids, ends) if len(ids) else None
+
+    return Stream(dataset.reading, dataset.projection(), plan, finish or (lambda ids, made: made["x"].values.tolist()), budget)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return memory_store([arrow_bytes(TABLE, 50)])
+
+
+@pytest.mark.parametrize("budget", [0, 1000, 50_000, 1 << 30])
+def test_every_batch_comes_once_and_in_order_whatever_the_budget(store, budget):
+    assert [i for batch in stream(opened(store), budget) for i in batch] == list(range(N))
+
+
+def test_the_first_window_is_one_batch_and_windows_grow_to_their_limit(store):
+    planned: list[int] = []
+    list(stream(opened(store), 1 << 30, 4, planned))
+    assert planned[0] == 4
+    assert max(planned) <= WINDOW_IDS
+    assert max(planned) > 4
+
+
+@pytest.mark.parametrize("budget", [2000, 20_000])
+def test_what_is_read_ahead_stays_within_the_budget_and_one_window(store, budget):
+    made = stream(opened(store), budget)
+    most = 0
+    for _ in made:
+        most = max(most, made.ahead_bytes)
+    assert most <= 2 * budget
+    assert made.ahead_bytes == 0
+
+
+def test_an_error_ends_the_stream_and_nothing_behind_it_is_delivered(store):
+    table = pa.table({"x": range(N), "s": [f"{i:0100d}" for i in range(N)]})
+    damaged = memory_store([arrow_bytes(table, 50)])
+    damaged.files["shards/00000.arrow"] = damaged.files["shards/00000.arrow"].replace(b"0" * 97 + b"203", b"0" * 97 + b"2!3")
+    made = stream(opened(damaged), 5000)
+    seen = []
+    with pytest.raises(CorruptData, match="record 203"):
+        for batch in made:
+            seen += batch
+    assert seen == list(range(200))
+    assert list(made) == []
+    assert made.ahead_bytes == 0
+
+
+def test_damage_in_an_index_page_ends_the_stream_too(store):
+    header = opened(store).reading.indexes.header(0)
+    data = bytearray(store.files["shards/00000.rows"])
+    data[header.pages_at + 5 * header.layout.page_bytes + 100] ^= 1
+    store.files["shards/00000.rows"] = bytes(data)
+    made = stream(opened(store), 2000)
+    seen = []
+    with pytest.raises(CorruptData, match="page 5"):
+        for batch in made:
+            seen += batch
+    assert seen == list(range(len(seen)))
+    assert list(made) == []
+
+
+def test_an_error_of_the_users_own_function_closes_the_stream(store):
+    def finish(ids, made):
+        if 8 in ids:
+            raise KeyError("mine")
+        return ids.tolist()
+
+    made = stream(opened(store), 5000, finish=finish)
+    with pytest.raises(KeyError, match="mine"):
+        list(made)
+    assert made.ahead_bytes == 0
+
+
+def test_closing_is_idempotent_and_final(store):
+    made = stream(opened(store), 5000)
+    next(made)
+    made.close()
+    made.close()
+    assert list(made) == []
