@@ -160,7 +160,9 @@ def _built(name: str, nulls: str, r: random.Random) -> pa.Array:
             return pa.UnionArray.from_sparse(tags, children)
         return pa.UnionArray.from_dense(tags, pa.array(range(POOL), pa.int32()), children)
     if name == "tensor":
-        storage = pa.array([None if x is None else x[:4] for x in pool("fixed_list", nulls).to_pylist()], type_of("fixed_list"))
+        storage = pa.array(
+            [None if x is None else x[:4] for x in pool("fixed_list", nulls).to_pylist()], type_of("fixed_list")
+        )
         return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), (2, 2)), storage)
     if name == "uuid":
         storage = _filled(pa.binary(16), nulls, r, lambda r: r.randbytes(16))

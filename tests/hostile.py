@@ -1,7 +1,6 @@
-"""Files that somebody made to do harm, checksums and digests right where a digest could be made right.
+"""Manifests, shard tables and row indexes that somebody made to do harm, every digest and checksum right.
 
-`attacks(folder)` gives (name, attempt) pairs; every attempt must end in a ShuffleStoreError. `harmless(folder)`
-gives attempts that must work, without running anything that the file carries.
+`tests/attacks.py` makes attempts of them.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ import pickle
 import random
 import struct
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from shufflestore import _native
-from shufflestore.dataset.foreign import discover
 from shufflestore.dataset.inplace import shard_entry
 from shufflestore.errors import ShuffleStoreError
 from shufflestore.format.arrowfile import scan
@@ -54,7 +51,9 @@ SCHEMA = TABLE.schema
 
 def store_of(entries: list[dict[str, Any]] | bytes, files: dict[str, bytes], **root: Any) -> MemoryStore:
     """Return a store with a shard table and root of right digests, some values of the root replaced."""
-    table = entries if isinstance(entries, bytes) else Shards(pa.Table.from_pylist(entries, schema=SHARD_TABLE)).encode()
+    table = (
+        entries if isinstance(entries, bytes) else Shards(pa.Table.from_pylist(entries, schema=SHARD_TABLE)).encode()
+    )
     split = Split("train", ROWS, 1)
     made = Manifest(SCHEMA, (split,), "snapshots/t.shards", len(table), hashlib.sha256(table).hexdigest())
     value = json.loads(made.encode("n")) | root
@@ -120,7 +119,9 @@ ROOTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "record count negative": lambda v: v | {"record_count": -1},
     "record count of a bool": lambda v: v | {"shard_count": True},
     "record count of 2^63": lambda v: v | {"splits": [{"name": "t", "record_count": 2**63, "shard_count": 1}]},
-    "sum of 2^63": lambda v: v | {"splits": [{"name": str(i), "record_count": 2**62, "shard_count": 1} for i in range(4)]},
+    "sum of 2^63": lambda v: (
+        v | {"splits": [{"name": str(i), "record_count": 2**62, "shard_count": 1} for i in range(4)]}
+    ),
     "counts that do not add up": lambda v: v | {"record_count": 41},
     "no splits": lambda v: v | {"splits": [], "record_count": 0, "shard_count": 0},
     "splits of numbers": lambda v: v | {"splits": [1, 2]},
@@ -183,7 +184,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _tables() -> Iterator[tuple[str, bytes]]:
+def tables() -> Iterator[tuple[str, bytes]]:
     good = Parts()
     entry = shard_entry("a.arrow", "a.rows", 0, good.built, hashlib.sha256(good.built.parts[0]).digest())
     rows = pa.Table.from_pylist([entry], schema=SHARD_TABLE)
@@ -195,7 +196,9 @@ def _tables() -> Iterator[tuple[str, bytes]]:
     yield "a stream", arrow_bytes(rows, stream=True)
     yield "a pickle", PICKLE
     yield "nothing", b""
-    two = pa.Table.from_pylist([entry | {"record_count": 2**63 + 20}, entry | {"record_count": 2**63 + 20}], schema=SHARD_TABLE)
+    two = pa.Table.from_pylist(
+        [entry | {"record_count": 2**63 + 20}, entry | {"record_count": 2**63 + 20}], schema=SHARD_TABLE
+    )
     yield "counts that wrap around", Shards(two).encode()
 
 
@@ -211,13 +214,15 @@ def mutated(data: bytes, seed: int) -> bytes:
 
 DESCRIPTIONS: dict[str, bytes] = {
     "deep": b"[" * 50_000, "a list": b"[]", "a number": b"7", "nothing": b"", "a pickle": PICKLE, "no keys": b"{}",
-    "features of lists": b'{"features": [[]], "whole": [3], "schema": "", "present": ""}', "features a number": b'{"features": 7}',
+    "features of lists": b'{"features": [[]], "whole": [3], "schema": "", "present": ""}',
+    "features a number": b'{"features": 7}',
     "infinite columns": b'{"features": [], "whole": [1e999], "schema": "", "present": ""}', "whole a text": b'{"whole": "x"}',
-    "schema no hex": b'{"whole": [], "schema": "zz", "present": ""}', "schema a number": b'{"whole": [], "schema": 1, "present": ""}',
+    "schema no hex": b'{"whole": [], "schema": "zz", "present": ""}',
+    "schema a number": b'{"whole": [], "schema": 1, "present": ""}',
 }  # fmt: skip
 
 
-def _edited_descriptions() -> Iterator[tuple[str, dict[str, Any]]]:
+def edited_descriptions() -> Iterator[tuple[str, dict[str, Any]]]:
     good = Parts().description
     yield "a column that is not there", good | {"whole": [3, 99]}
     yield "a negative column", good | {"whole": [-1]}
@@ -228,7 +233,7 @@ def _edited_descriptions() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "a feature", good | {"features": ["compressed-pages"]}
 
 
-def _words(parts: Parts) -> Iterator[tuple[str, Callable[[Parts], None]]]:
+def page_edits(parts: Parts) -> Iterator[tuple[str, Callable[[Parts], None]]]:
     """Edits of a page that its checksum then vouches for."""
     layout = parts.built.header.layout
     levels, head = layout.tree.level_count, layout.page_head_bytes
@@ -247,7 +252,7 @@ def _words(parts: Parts) -> Iterator[tuple[str, Callable[[Parts], None]]]:
         yield f"start of level {level} beyond", put(head + layout.starts + 4 * level, "<I", 2**32 - 1)
 
 
-def _whole_edits() -> Iterator[tuple[str, Callable[[dict[str, Any]], Any]]]:
+def whole_edits() -> Iterator[tuple[str, Callable[[dict[str, Any]], Any]]]:
     def part(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         def edit(value: dict[str, Any]) -> dict[str, Any]:
             value["columns"]["3"][0] |= changes
@@ -281,7 +286,7 @@ def _whole_edits() -> Iterator[tuple[str, Callable[[dict[str, Any]], Any]]]:
     yield "deep", lambda v: b'{"a":' * 60_000
 
 
-def _bombs() -> Iterator[tuple[str, MemoryStore]]:
+def bombs() -> Iterator[tuple[str, MemoryStore]]:
     """Compressed columns whose claims are read before anything is allocated."""
     big = pa.table({"z": pa.array(np.zeros(ROWS * 64, np.int64))})
     for claim in (2**40, 2**62, -2, -(2**63)):
@@ -295,136 +300,6 @@ def _bombs() -> Iterator[tuple[str, MemoryStore]]:
         splits = [{"name": "train", "record_count": len(big), "shard_count": 1}]
         files = {"a.arrow": data, "a.rows": joined(built)}
         yield str(claim), store_of([entry], files, schema=schema, splits=splits, record_count=len(big))
-
-
-def _arrow_files() -> Iterator[tuple[str, bytes]]:
-    good = arrow_bytes(TABLE, 16)
-    footer = struct.unpack("<i", good[-10:-6])[0]
-    yield "pickle", PICKLE
-    yield "pickle that begins like a file", b"ARROW1\0\0" + PICKLE + b"ARROW1"
-    yield "magic alone", b"ARROW1"
-    yield "magic twice", b"ARROW1\0\0ARROW1"
-    for length in (0, -1, 2**31 - 1, footer + 4096):
-        yield f"footer of {length} bytes", good[:-10] + struct.pack("<i", length) + good[-6:]
-    blocks = good.index(struct.pack("<I", 3), len(good) - footer - 10)  # the vector of three record batches
-    for field, code in ((0, "<q"), (16, "<q")):
-        for value in (-1, 2**40, 2**63 - 1, 3):
-            changed = bytearray(good)
-            struct.pack_into(code, changed, blocks + 4 + field, value)
-            yield f"block field {field} is {value}", bytes(changed)
-    changed = bytearray(good)
-    changed[blocks + 28 : blocks + 52] = changed[blocks + 4 : blocks + 28]
-    yield "one batch named twice", bytes(changed)
-    many = pa.record_batch({"n": pa.Array.from_buffers(pa.null(), 2**31 - 1, [None])})
-    yield "2^31 - 1 records of nothing", arrow_bytes([many])
-    yield "big-endian or what not", b"\xff\xff\xff\xff" + b"\x10\0\0\0" + bytes(64)
-    yield "stream without a schema", arrow_bytes(TABLE, stream=True)[-200:]
-
-
-STATES: dict[str, bytes] = {
-    "deep": b"[" * 200_000, "a list": b"[]", "a pickle": PICKLE, "no files": b"{}", "files a number": b'{"_data_files": 7}',
-    "files of numbers": b'{"_data_files": [7]}', "file above": b'{"_data_files": [{"filename": "../x.arrow"}]}',
-    "file absolute": b'{"_data_files": [{"filename": "/etc/passwd"}]}', "file with NUL": b'{"_data_files": [{"filename": "a\\u0000"}]}',
-    "file half a pair": b'{"_data_files": [{"filename": "\\ud800"}]}', "file a list": b'{"_data_files": [{"filename": []}]}',
-    "columns a number": b'{"_data_files": [{"filename": "x"}], "_format_columns": 7}', "not UTF-8": b'{"\xff": 1}',
-    "indices above": b'{"_data_files": [{"filename": "x"}], "_indices_data_files": [{"filename": "../../x"}]}',
-    "1e999": b'{"_data_files": 1e999}', "key of NaN": b'{"_data_files": NaN}',
-}  # fmt: skip
-DICTS: dict[str, bytes] = {
-    "splits above": b'{"splits": [".."]}', "split here": b'{"splits": ["."]}', "split with a slash": b'{"splits": ["a/b"]}',
-    "split with NUL": b'{"splits": ["a\\u0000"]}', "no splits": b'{"splits": []}', "splits a text": b'{"splits": "abc"}',
-    "splits of numbers": b'{"splits": [1]}', "deep": b'{"a":' * 100_000, "half a pair": b'{"splits": ["\\udfff"]}',
-}  # fmt: skip
-
-
-def attacks(folder: Path) -> Iterator[tuple[str, Attempt]]:
-    """Yield what must be refused."""
-    parts = Parts()
-    good = json.loads(parts.store().files[snapshot_name(1)])
-    entry = shard_entry("a.arrow", "a.rows", 0, parts.built, hashlib.sha256(parts.built.parts[0]).digest())
-    files = {"a.arrow": parts.data, "a.rows": joined(parts.built)}
-    for name, data in TEXTS.items():
-        yield f"root: {name}", lambda d=data: Manifest.decode(d, "root")
-    for name, change in ROOTS.items():
-        store = MemoryStore(store_of([entry], files).files | {snapshot_name(1): signed(change(good))})
-        yield f"root: {name}", lambda s=store: read_all(s)
-    for name, changes in ENTRIES.items():
-        records = changes.get("record_count", ROWS)
-        splits = [{"name": "train", "record_count": min(records, 2**63 - 1), "shard_count": 1}]
-        store = store_of([entry | changes], files, splits=splits, record_count=min(records, 2**63 - 1))
-        yield f"shard table: {name}", lambda s=store, n=records: opened(s).take([0] if n else [5])
-    for name, data in _tables():
-        wrapped = [{"name": "train", "record_count": ROWS, "shard_count": 2 if "wrap" in name else 1}]
-        store = store_of(data, files, splits=wrapped, shard_count=wrapped[0]["shard_count"])
-        yield f"shard table: {name}", lambda s=store: read_all(s)
-    for name, text in DESCRIPTIONS.items():
-        yield f"index header: {name}", lambda s=parts.store(text): read_all(s)
-    for name, value in _edited_descriptions():
-        yield f"index header: {name}", lambda s=parts.store(json.dumps(value).encode()): read_all(s)
-    for place in (2, 3, 4, 6, 7, 8, 9, 10, 15):
-        for number in (2, 2**31 + 1):
-            edited = Parts()
-            edited.fixed[place] = number
-            yield f"index header: field {place} is {number}", lambda s=edited.store(): read_all(s)
-    for name, edit in _words(parts):
-        edited = Parts()
-        edit(edited)
-        yield f"page: {name}", lambda s=edited.store(): read_all(s)
-    for name, change in _whole_edits():
-        edited = Parts()
-        edited.set_whole(change(edited.whole()))
-        yield f"chunk table: {name}", lambda s=edited.store(): read_all(s)
-    for name, store in _bombs():
-        yield f"bomb of {name} bytes", lambda s=store: read_all(s)
-    for name, data in _arrow_files():
-        yield f"Arrow file: {name}", lambda d=data: index_of(d)
-    for kind, listed in (("state.json", STATES), ("dataset_dict.json", DICTS)):
-        for number, (name, data) in enumerate(listed.items()):
-            place = folder / f"{kind}-{number}"
-            place.mkdir(exist_ok=True)
-            (place / kind).write_bytes(data)
-            yield f"{kind}: {name}", lambda p=place: discover(p)
-
-
-def mutations() -> Iterator[tuple[str, Attempt]]:
-    """Yield files that may be read or refused, but nothing else."""
-    for stream in (False, True):
-        data = arrow_bytes(TABLE, 16, stream=stream)
-        for seed in range(150):
-            yield f"mutated {'stream' if stream else 'file'} {seed}", lambda d=mutated(data, seed): index_of(d)
-    parts = Parts()
-    entry = shard_entry("a.arrow", "a.rows", 0, parts.built, hashlib.sha256(parts.built.parts[0]).digest())
-    table = Shards(pa.Table.from_pylist([entry], schema=SHARD_TABLE)).encode()
-    files = {"a.arrow": parts.data, "a.rows": joined(parts.built)}
-    for seed in range(100):
-        store = store_of(mutated(table, seed), files)
-        yield f"mutated shard table {seed}", lambda s=store: read_all(s)
-
-
-def harmless() -> Iterator[tuple[str, Attempt]]:
-    """Yield data that carries pickles and names, and must be read as the plain data that it also is."""
-    keys = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": PICKLE}
-    field = pa.field("x", pa.int64(), metadata=keys)
-    inner = pa.list_(pa.field("item", pa.int64(), metadata=keys))
-    for name, schema in {
-        "column extension with a pickle": pa.schema([field]),
-        "inner extension with a pickle": pa.schema([("x", inner)]),
-        "metadata of pickles": pa.schema([("x", pa.int64())], metadata={"pandas": PICKLE, "huggingface": b"[" * 100_000}),
-        "an extension nobody knows": pa.schema([field.with_metadata({**keys, "ARROW:extension:name": "evil.type"})]),
-    }.items():
-        values = pa.array([[1, 2]] * 5 if "inner" in name else range(5), pa.list_(pa.int64()) if "inner" in name else pa.int64())
-        batch = pa.record_batch([values], schema=pa.schema([("x", values.type)]))
-        data = arrow_bytes([pa.RecordBatch.from_arrays([values.cast(schema.field(0).type)], schema=schema)])
-        assert batch.num_rows == 5
-        yield name, lambda d=data: _plain(d)
-
-
-def _plain(data: bytes) -> None:
-    from tests.invented import memory_store
-
-    taken = opened(memory_store([data])).take([4, 0])
-    assert str(taken.schema.field(0).type).startswith(("int64", "list")), taken.schema
-    assert len(taken) == 2
 
 
 def refused(attempt: Attempt) -> str:

@@ -153,9 +153,7 @@ def joined(built: BuiltIndex) -> bytes:
     return b"".join(bytes(memoryview(part)) for part in built.parts)
 
 
-def memory_store(
-    files: Sequence[bytes], checksums: bool = True, splits: Sequence[str] = ("train",)
-) -> MemoryStore:
+def memory_store(files: Sequence[bytes], checksums: bool = True, splits: Sequence[str] = ("train",)) -> MemoryStore:
     """Return a committed data set of Arrow files, dealt to the splits in turn."""
     store: dict[str, bytes] = {}
     entries: list[dict[str, Any]] = []

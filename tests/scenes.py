@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import itertools
 import os
@@ -145,18 +146,33 @@ def warm_indexes(data: ss.Dataset) -> None:
 
 _PRELUDE = """
 import faulthandler, sys
-faulthandler.dump_traceback_later({seconds}, exit=True)  # a hang shows where, and ends
+faulthandler.enable()
 sys.path.insert(0, {root!r})
 """
 
 
-def run(program: str, *arguments: object, seconds: int = 60, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run a program in an interpreter of its own; after `seconds` it shows all stacks and is killed."""
-    text = _PRELUDE.format(seconds=seconds, root=str(ROOT)) + textwrap.dedent(program)
-    return subprocess.run(
+def run(
+    program: str, *arguments: object, seconds: int = 60, flags: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in an interpreter of its own; one that hangs shows its stacks and is killed with its children."""
+    text = _PRELUDE.format(root=str(ROOT)) + textwrap.dedent(program)
+    child = subprocess.Popen(
         [sys.executable, *flags, "-c", text, *map(str, arguments)],
-        capture_output=True, text=True, timeout=seconds + 20, cwd="/", check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True,
     )  # fmt: skip
+    try:
+        told, errors = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGABRT)
+        try:
+            told, errors = child.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            told, errors = "", "and does not even abort"
+        raise AssertionError(f"hangs after {seconds} s\n{told[-4000:]}\n{errors[-8000:]}") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(arguments, child.returncode, told, errors)
 
 
 def good(done: subprocess.CompletedProcess[str]) -> str:

@@ -182,7 +182,10 @@ class Source(Protocol):
         ...
 
     def pieces(self) -> Sequence[Piece]:
-        """Return the pieces in the order of sorted names; a function of the input alone."""
+        """Return the pieces in the order of sorted names; a function of the input alone.
+
+        One of `record_count` 0 is never read; it tells of a split without records.
+        """
         ...
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from shufflestore.dataset.gc import UNFINISHED
+from shufflestore.dataset.opening import UNFINISHED
 from shufflestore.errors import AlreadyExists, CorruptData, SourceError, StorageError
 from shufflestore.storage.commit import make_folder, publish, remove
 
@@ -68,7 +68,8 @@ class Journal:
         found = self.plan()
         if found is None:
             return self.begin(plan, resume)  # ended just now
-        for key in sorted({*found, *plan}):
+        # What a person changed comes before what follows from it.
+        for key in dict.fromkeys(("kind", "shards", "schema", "fingerprint", *sorted({*found, *plan}))):
             if found.get(key) != plan.get(key):
                 raise SourceError(
                     f"{self.folder.parent}: the unfinished conversion has {key}={found.get(key)!r}, this one {plan.get(key)!r}; "

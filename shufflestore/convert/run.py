@@ -330,6 +330,8 @@ def write_bundle(source: Source, work: Work, bundle: Bundle, advance: Advance) -
     writer = ShardWriter(Path(work.folder), prefix, schema_from_text(work.schema_text), work.shards, advance)
     try:
         for number in bundle.pieces:
+            if work.pieces[number].record_count == 0:
+                continue
             for batch in source.read(work.pieces[number]):
                 writer.add(batch)
         return writer.finish()

@@ -6,9 +6,8 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from shufflestore.dataset.opening import load_manifest, snapshots_of
+from shufflestore.dataset.opening import UNFINISHED, load_manifest, snapshots_of
 from shufflestore.errors import NotFound, OptionError
 from shufflestore.format.manifest import snapshot_name
 from shufflestore.storage.commit import TEMPORARY, remove, sweep, sync_folder
@@ -16,8 +15,6 @@ from shufflestore.storage.local import LocalStore
 
 __all__ = ["GcReport", "gc"]
 
-UNFINISHED: Final = ".convert/plan.json"
-"""Stands in a store while a conversion runs, or waits to be resumed."""
 GRACE_SECONDS = 86_400.0
 """A file that no snapshot names may belong to a conversion that runs now; younger ones stay."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,8 @@ from shufflestore.storage.local import LocalStore
 __all__ = ["load_manifest", "open", "open_store", "snapshots_of", "splits_of"]
 
 _log = logging.getLogger("shufflestore")
+UNFINISHED: Final = ".convert/plan.json"
+"""Stands in a store while a conversion runs, or waits to be resumed."""
 INDEX_MEMORY_BYTES = 1 << 30
 """Row indexes kept in memory: 50 million records of the usual kind; more are paged."""
 
@@ -91,6 +93,11 @@ def _store_at(place: Path, engine: str) -> tuple[LocalStore, Foreign | None]:
     """The store at a path, and what foreign data it indexes, if it does; indexes it if nobody has yet."""
     if (place / "snapshots").is_dir():
         return LocalStore(str(place), engine=engine), None
+    if (place / UNFINISHED).is_file():
+        raise NotFound(
+            f"{place}: a conversion was begun here and is not finished, so there is nothing to read yet; run it again with "
+            "if_exists='resume'"
+        )
     found = discover(place)
     folder = beside(place)
     if not (folder / "snapshots").is_dir():

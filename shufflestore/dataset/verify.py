@@ -18,7 +18,7 @@ from shufflestore.dataset.opening import open as open_dataset
 from shufflestore.dataset.reading import Projection, Reading
 from shufflestore.dataset.residency import RowIndexes
 from shufflestore.errors import CorruptData, ShuffleStoreError, StorageError
-from shufflestore.format.encode import gaps, merged
+from shufflestore.format.coverage import gaps, merged
 from shufflestore.format.layout import IndexHeader
 from shufflestore.format.manifest import Shards
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflestore import _native
-from shufflestore.errors import CorruptData, UnsupportedFeature
+from shufflestore.errors import CorruptData
 from shufflestore.format.arrowfile import ArrowScan, Batch, ColumnPart, column_parts
+from shufflestore.format.coverage import gaps, merged
 from shufflestore.format.layout import ABSENT, PAGE_HEAD, IndexHeader, layout_of
 from shufflestore.format.schema import ROW, Buffer, Node, Role, Tree, build_tree
 
@@ -140,8 +141,7 @@ class _Index:
         return BuiltIndex(header, (header.encode(), table, bytes(padding), *(made.reshape(-1) for made in pages)))
 
     def _encoded_length(self, pages: int) -> bytes:
-        empty = np.zeros(pages, np.uint32)
-        return IndexHeader(self.layout, 0, 0, 0, 0, pages, 0, 0, 0, 0, empty, 0).encode()
+        return IndexHeader(self.layout, 0, 0, 0, 0, pages, 0, 0, 0, 0, np.zeros(pages, np.uint32), 0).encode()
 
     def _page_crcs(self, made: NDArray[np.uint8]) -> NDArray[np.uint32]:
         count, size = made.shape
@@ -242,10 +242,8 @@ class _Index:
                 raise CorruptData(f"column {node.name!r}: offsets decrease at record {row:,} of the file")
             there = self._element_count(chunk, node)
             if int(bounds[-1]) > there:
-                raise CorruptData(
-                    f"column {node.name!r}: offsets of chunk {chunk.number} reach {int(bounds[-1]):,}, but it has "
-                    f"{there:,} elements"
-                )
+                what = f"column {node.name!r}: offsets of chunk {chunk.number}"
+                raise CorruptData(f"{what} reach {int(bounds[-1]):,}, but it has {there:,} elements")
             step = self.layout.rows_per_page
             if int((bounds[np.minimum(np.arange(rows) + step, rows)] - bounds[:-1]).max()) > _LEVEL_LIMIT:
                 raise _LevelTooLong(node.column)
@@ -264,9 +262,7 @@ class _Index:
             return np.arange(chunk.batch.row_count + 1, dtype=np.int64)
         bounds = chunk.bounds[level]
         if int(bounds[-1]) * factor >= _ENTRY_LIMIT:
-            raise CorruptData(
-                f"column {name!r}: offsets of chunk {chunk.number} reach {int(bounds[-1]):,}, beyond any file"
-            )
+            raise CorruptData(f"column {name!r}: offsets of chunk {chunk.number} reach beyond any file")
         return bounds
 
     def _counts(self, chunk: _Chunk, buffer: Buffer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -402,28 +398,3 @@ class _Index:
             "span": [start, stop - start],
             "views": list(views),
         }
-
-
-def merged(lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return non-empty spans of one buffer, those that touch or overlap merged; (n, 2) [start, stop)."""
-    used = hi > lo
-    lo, hi = lo[used], hi[used]
-    if not len(lo):
-        return np.empty((0, 2), np.int64)
-    reach = np.maximum.accumulate(hi)
-    fresh = np.flatnonzero(np.append(True, lo[1:] > reach[:-1]))
-    return np.stack([lo[fresh], reach[np.append(fresh[1:] - 1, len(lo) - 1)]], axis=1)
-
-
-def gaps(spans: NDArray[np.int64], size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return offsets and sizes of the bytes of [0, size) outside spans sorted by their start."""
-    reach = np.maximum.accumulate(np.concatenate([[0], spans[:, 1]]))
-    starts = np.concatenate([spans[:, 0], [size]])
-    open_ = starts > reach
-    return reach[open_].astype(np.uint64), (starts - reach)[open_].astype(np.uint64)
-
-
-def check_schema(found: ArrowScan, tree: Tree) -> None:
-    """Raise UnsupportedFeature unless a file's columns are the tree's."""
-    if not found.schema.equals(tree.schema, check_metadata=False):
-        raise UnsupportedFeature(f"the file has columns {found.schema}, expected {tree.schema}")

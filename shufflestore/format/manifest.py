@@ -76,7 +76,10 @@ class Shards:
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a number column, (shards,), without copying where it is one chunk."""
-        return np.asarray(self.table.column(name).combine_chunks().to_numpy(zero_copy_only=False))
+        # Not Arrow's to_numpy: where pandas is installed that imports it, and opening takes 0.4 s instead of 0.04.
+        array = self.table.column(name).combine_chunks()
+        kind = np.dtype(str(array.type))
+        return np.frombuffer(array.buffers()[1] or b"", kind)[array.offset : array.offset + len(array)]
 
     def name(self, column: str, row: int) -> str:
         """Return the data or index name of one shard."""

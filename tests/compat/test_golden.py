@@ -62,7 +62,9 @@ def test_version_1_is_read_in_any_order(engine):
     dataset = open_dataset(V1, engine=engine)
     ids = [11, 0, 7, 6, 5, 5, 2]
     assert dataset.take(ids).to_pylist() == [ROWS[i] for i in ids]
-    assert sorted(i for b in dataset.batches(5, shuffle=True, columns=["id"]) for i in b["id"].tolist()) == list(range(12))
+    assert sorted(i for b in dataset.batches(5, shuffle=True, columns=["id"]) for i in b["id"].tolist()) == list(
+        range(12)
+    )
     dataset.close()
 
 

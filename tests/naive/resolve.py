@@ -140,9 +140,16 @@ def lay_out(located: Located, files: list[int], ends: list[int], wanted: Wanted,
                 zero = size == 0
                 reads.append(
                     (
-                        int(located.offset[i, j]), totals[output], slot * ratio if zero else size, files[i],
-                        int(located.crc[i, j]), output, 1 if zero else op, int(verify and not zero), i,
-                    )  # fmt: skip
+                        int(located.offset[i, j]),
+                        totals[output],
+                        slot * ratio if zero else size,
+                        files[i],
+                        int(located.crc[i, j]),
+                        output,
+                        1 if zero else op,
+                        int(verify and not zero),
+                        i,
+                    )
                 )
                 totals[output] += slot * ratio
             mine.append((start, totals[output] - start))

@@ -77,7 +77,9 @@ def test_damaged_pages_give_the_twins_ranges_or_the_same_refusal(seed, damage):
     r = random.Random(damage)
     for _ in range(r.randint(1, 6)):
         # Anything may stand there: bits, starts, bases, even more rows than there is room for.
-        at = r.choice((r.randrange(len(arena)), r.choice(pages) + r.randrange(PAGE_HEAD.size, layout.page_head_bytes + 8)))
+        at = r.choice(
+            (r.randrange(len(arena)), r.choice(pages) + r.randrange(PAGE_HEAD.size, layout.page_head_bytes + 8))
+        )
         arena[at] = r.choice((0, 255, r.randrange(256)))
     for i in range(len(slots)):
         if r.random() < 0.1:

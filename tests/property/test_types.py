@@ -99,9 +99,7 @@ def test_types_beside_each_other_come_back_at_any_offset_and_length(seed):
 def test_hundreds_of_columns_of_every_type_are_read_together():
     r = random.Random(7)
     length = 40
-    columns = {
-        f"{n}.{nulls}": pool(n, nulls).slice(r.choice(OFFSETS), length) for n in SPAN_TYPES for nulls in NULLS
-    }
+    columns = {f"{n}.{nulls}": pool(n, nulls).slice(r.choice(OFFSETS), length) for n in SPAN_TYPES for nulls in NULLS}
     dataset = opened(memory_store([arrow_bytes(cut(r, columns))]))
     ids = [r.randrange(length) for _ in range(60)]
     table = dataset.take(ids)

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from tests.scenes import SCALE, Held, good, run, save
+from tests.scenes import SCALE, good, run, save
 
 PRELUDE = """
-import atexit, gc, json, os, select, sys, tempfile, threading, time
+import atexit, gc, json, os, select, signal, sys, tempfile, threading, time
 import shufflestore as ss
 from tests import scenes
 """ + "folder, engine = sys.argv[1:3]\n"
@@ -45,7 +45,9 @@ def ends_now():
     os.write(4, str(time.monotonic()).encode())
 """
 
+CONTROL = "nothing was read"
 ENDINGS = {
+    CONTROL: ("ends_now()", 0, ""),
     # name: (program, exit code, a word on stderr or nothing)
     "return": ("it = begin(); ends_now()", 0, ""),
     "return with a loader": ("it = begun(); ends_now()", 0, ""),
@@ -95,8 +97,7 @@ ENDINGS = {
 # Each ending in children of one process, which end as an interpreter does: by the end of the program.
 ROUNDS = """
 plan, found = json.loads(sys.argv[3]), []
-import torch  # once, before the children
-ss.DataLoader, ss.open
+ss.open, *(() if sys.argv[4] == "plain" else (ss.DataLoader,))  # imported once, before the children
 program = None
 for name, code, rounds in plan:
     for _ in range(rounds):
@@ -109,10 +110,10 @@ for name, code, rounds in plan:
             break
         os.close(tell)
         pidfd = os.pidfd_open(child)
-        has_ended = bool(select.select([pidfd], [], [], 60)[0])
+        has_ended = bool(select.select([pidfd], [], [], 20)[0])
         now = time.monotonic()
         if not has_ended:
-            os.kill(child, 9)
+            os.kill(child, signal.SIGABRT)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         since = os.read(told, 100)
         errors.seek(0)
@@ -127,24 +128,30 @@ else:
 """
 
 
-def check(name, status, seconds, errors):
-    _, expected, word = ENDINGS[name]
-    assert status == expected, (name, status, errors)
-    assert 0 <= seconds <= 2, (name, seconds)
-    if word:
-        assert errors.count("Traceback") == 1, (name, errors)
-        assert errors.strip().endswith(word)
-    else:
-        assert errors == "", (name, errors)
+def check(found) -> None:
+    # An interpreter with torch takes most of a second to end by itself, more on a busy machine.
+    own = max(seconds for name, _, seconds, _ in found if name == CONTROL)
+    for name, status, seconds, errors in found:
+        _, expected, word = ENDINGS[name]
+        assert status == expected, (name, status, errors)
+        assert 0 <= seconds <= 2 + own, (name, seconds, own)
+        if word:
+            assert errors.count("Traceback") == 1, (name, errors)
+            assert errors.strip().endswith(word)
+        else:
+            assert errors == "", (name, errors)
 
 
-def ends(folder, engine, rounds, seconds) -> int:
-    plan = [(name, WORK + code, rounds) for name, (code, _, _) in ENDINGS.items()]
-    found = json.loads(good(run(PRELUDE + ROUNDS, folder, engine, json.dumps(plan), seconds=seconds)))
-    assert len(found) == rounds * len(ENDINGS)
-    for one in found:
-        check(*one)
-    return len(found)
+def ends(folder, engine, rounds, seconds) -> None:
+    of_loaders = [name for name, (code, _, _) in ENDINGS.items() if "begun(" in code or "loader(" in code]
+    total = 0
+    for kind, names in (("torch", [CONTROL, *of_loaders]), ("plain", [n for n in ENDINGS if n not in of_loaders])):
+        plan = [(name, WORK + ENDINGS[name][0], rounds) for name in names]
+        found = json.loads(good(run(PRELUDE + ROUNDS, folder, engine, json.dumps(plan), kind, seconds=seconds)))
+        assert len(found) == rounds * len(names)
+        check(found)
+        total += len(found)
+    print(f"{total:,} endings, {engine}: right code, at most 2 s, nothing on stderr")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +162,7 @@ def folder(tmp_path_factory):
 @pytest.mark.serial
 @pytest.mark.parametrize("engine", ["mmap", "pread"])
 def test_a_process_ends_in_every_manner_with_reads_in_flight(folder, engine):
-    print(f"{ends(folder, engine, 3, 200):,} endings, {engine}: right code, at most 2 s, nothing on stderr")
+    ends(folder, engine, 2, 200)
 
 
 @pytest.mark.serial
@@ -163,7 +170,7 @@ def test_a_process_ends_in_every_manner_with_reads_in_flight(folder, engine):
 @pytest.mark.parametrize("engine", ["mmap", "pread"])
 def test_campaign_a_process_ends_in_every_manner_a_thousand_times(folder, engine):
     rounds = max(int(1_000 * SCALE) // len(ENDINGS), 1)
-    print(f"{ends(folder, engine, rounds, 3_000):,} endings, {engine}: right code, at most 2 s, nothing on stderr")
+    ends(folder, engine, rounds, 3_000)
 
 
 @pytest.mark.parametrize("name", ["return with a loader", "an exception", "garbage in a cycle", "daemon threads iterate"])
@@ -188,13 +195,9 @@ held = scenes.Held(Path(folder) / "0.arrow")
 pending = data.reading.submit(np.arange(10), np.array([10]), data.projection())
 held.wait_for_openers()
 held.restore()
-print(time.monotonic(), flush=True)
-atexit.register(os.write, 1, b"")
 """
-    done = run(PRELUDE + program + "atexit.unregister(os.write)", folder, engine, seconds=20)
-    good(done)
-    for left in (folder / "0.arrow.pipe",):
-        left.unlink()
+    good(run(PRELUDE + program, folder, engine, seconds=20))
+    (folder / "0.arrow.pipe").unlink()
 
 
 def test_a_hook_older_than_the_package_gets_a_named_error_at_worst(folder):
@@ -220,4 +223,3 @@ def read():
 """
     said = good(run(program, folder))
     assert said == "read\n" or ("True" in said and "closed" in said), said
-    assert isinstance(Held, type)

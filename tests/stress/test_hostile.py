@@ -15,7 +15,19 @@ import shufflestore
 from tests import hostile
 
 PACKAGE = Path(shufflestore.__file__).parent
-FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "yaml", "ctypes", "code"}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "marshal",
+    "shelve",
+    "joblib",
+    "yaml",
+    "ctypes",
+    "code",
+}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_ATTRIBUTES = {("torch", "load"), ("yaml", "load"), ("os", "system"), ("os", "popen"), ("pa", "deserialize")}
 ALLOWED: set[tuple[str, str]] = set()
@@ -37,7 +49,10 @@ def findings(source: str, name: str) -> list[tuple[str, str]]:
             if isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name):
                 if (call.value.id, call.attr) in FORBIDDEN_ATTRIBUTES:
                     found.append((name, f"{call.value.id}.{call.attr}"))
-            if any(k.arg == "allow_pickle" and not (isinstance(k.value, ast.Constant) and k.value.value is False) for k in node.keywords):
+            if any(
+                k.arg == "allow_pickle" and not (isinstance(k.value, ast.Constant) and k.value.value is False)
+                for k in node.keywords
+            ):
                 found.append((name, "allow_pickle"))
         if isinstance(node, (ast.Name, ast.Attribute)):
             word = node.id if isinstance(node, ast.Name) else node.attr
@@ -55,8 +70,8 @@ def test_no_file_of_the_package_unpickles_or_runs_text():
 
 @pytest.mark.parametrize(
     "line",
-    ["import pickle", "from marshal import loads", "eval('1')", "torch.load(f)", "np.load(f, allow_pickle=True)", "pa.PyExtensionType",
-     "import joblib.parallel", "yaml.load(f)", "np.load(f, allow_pickle=flag)"],
+    ["import pickle", "from marshal import loads", "eval('1')", "torch.load(f)", "np.load(f, allow_pickle=True)",
+     "pa.PyExtensionType", "import joblib.parallel", "yaml.load(f)", "np.load(f, allow_pickle=flag)"],
 )  # fmt: skip
 def test_the_lint_sees_each_thing_that_it_forbids(line):
     assert findings(line, "x")
@@ -74,7 +89,7 @@ AUDIT = """
     import json, resource, sys, tempfile, time
     from pathlib import Path
     from shufflestore.errors import ShuffleStoreError
-    from tests import hostile
+    from tests import attacks, hostile
     from tests.invented import arrow_bytes, memory_store, opened
 
     folder = Path(tempfile.mkdtemp())
@@ -88,11 +103,11 @@ AUDIT = """
             return f"{type(error).__name__}: {error}"
 
     def everything():
-        for name, attempt in hostile.attacks(folder):
+        for name, attempt in attacks.attacks(folder):
             yield name, lambda a=attempt: hostile.refused(a)
-        for name, attempt in hostile.mutations():
+        for name, attempt in attacks.mutations():
             yield name, lambda a=attempt: tolerated(a)
-        for name, attempt in hostile.harmless():
+        for name, attempt in attacks.harmless():
             yield name, attempt
 
     for _, attempt in everything():  # whatever is imported or compiled on first use is, before anybody watches
@@ -133,7 +148,12 @@ AUDIT = """
 def audit() -> dict:
     """What a process saw while it read good data and refused all of the hostile files."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(AUDIT)], capture_output=True, text=True, timeout=280, cwd=PACKAGE.parent, check=False
+        [sys.executable, "-c", textwrap.dedent(AUDIT)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=PACKAGE.parent,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -153,5 +173,13 @@ def test_refusals_are_quick_and_need_little_memory(audit):
 
 def test_every_refusal_is_of_a_named_kind_with_a_sentence(audit):
     kinds = {message.split(":")[0] for _, message in audit["messages"] if message != "read"}
-    assert kinds <= {"CorruptData", "FormatError", "UnsupportedFeature", "OptionError", "NotFound", "ShardTruncated", "StorageError"}
+    assert kinds <= {
+        "CorruptData",
+        "FormatError",
+        "UnsupportedFeature",
+        "OptionError",
+        "NotFound",
+        "ShardTruncated",
+        "StorageError",
+    }
     assert all(len(message) > 25 for _, message in audit["messages"] if message != "read")

@@ -138,7 +138,13 @@ def test_records_of_no_bytes_come_back_as_such():
 def test_empty_shards_and_chunks_between_others_hold_nothing_up():
     some = pa.table({"x": pa.array([1, 2, 3], pa.int32()), "s": ["a", "b", "c"]})
     empty = arrow_bytes(EMPTY.empty_table())
-    hollow = arrow_bytes([b for t in (some, EMPTY.empty_table(), some) for b in (t.to_batches() or [pa.RecordBatch.from_pylist([], EMPTY)])])
+    hollow = arrow_bytes(
+        [
+            b
+            for t in (some, EMPTY.empty_table(), some)
+            for b in (t.to_batches() or [pa.RecordBatch.from_pylist([], EMPTY)])
+        ]
+    )
     dataset = opened(memory_store([empty, hollow, empty, arrow_bytes(some), empty]))
     assert dataset.take(range(9))["x"].to_pylist() == [1, 2, 3] * 3
 

@@ -71,7 +71,9 @@ SCRIPT = """
 
 def faults(folder: Path, engine: str, reads: int, seed: int) -> dict[str, int]:
     """Return what came of so many reads, each after some damage to the file that is open."""
-    table = pa.table({"i": range(ROWS), "text": [f"{i:05d}" * 20 for i in range(ROWS)], "t": [[i] * (i % 30) for i in range(ROWS)]})
+    table = pa.table(
+        {"i": range(ROWS), "text": [f"{i:05d}" * 20 for i in range(ROWS)], "t": [[i] * (i % 30) for i in range(ROWS)]}
+    )
     path = folder / "data.arrow"
     path.write_bytes(arrow_bytes(table, 500))
     index(path)
@@ -89,7 +91,12 @@ def faults(folder: Path, engine: str, reads: int, seed: int) -> dict[str, int]:
 def test_a_shard_cut_or_rewritten_before_a_read_is_an_error_and_no_signal(tmp_path, engine):
     seen = faults(tmp_path, engine, 150, 1)
     assert sum(seen.values()) == 150
-    assert sum(count for what, count in seen.items() if what.startswith(("cut", "empty", "rewrite")) and "good" not in what) > 20
+    assert (
+        sum(
+            count for what, count in seen.items() if what.startswith(("cut", "empty", "rewrite")) and "good" not in what
+        )
+        > 20
+    )
 
 
 @pytest.mark.campaign

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -262,9 +264,10 @@ def interrupted(monkeypatch, source, target, mode="error", notes=2, **arguments)
         if len(seen) == notes:
             raise Stop
 
-    with monkeypatch.context() as patched, pytest.raises(Stop):
+    with monkeypatch.context() as patched:
         patched.setattr(run_module.Journal, "note", stopping)
-        ss.convert(source, target, if_exists=mode, options=small(), **arguments)
+        with pytest.raises(Stop):
+            ss.convert(source, target, if_exists=mode, options=small(), **arguments)
 
 
 def test_an_unfinished_conversion_is_neither_read_nor_written_over_but_resumed(tmp_path, monkeypatch):
@@ -355,9 +358,7 @@ def test_a_resume_of_what_is_done_already_does_nothing_and_says_so(tmp_path):
 
 
 def test_an_iterable_is_resumed_by_replay_and_an_iterator_is_refused_with_the_reason(tmp_path, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(Stop):
-        patched.setattr(run_module, "commit", lambda *_, **__: (_ for _ in ()).throw(Stop))
-        ss.convert(list(stores.records(0, 50)), tmp_path / "out", options=small())
+    interrupted(monkeypatch, list(stores.records(0, 50)), tmp_path / "out", notes=1)
     with pytest.raises(SourceError, match="cannot be read again from its start"):
         ss.convert(iter(stores.records(0, 50)), tmp_path / "out", if_exists="resume", options=small())
     ss.convert(list(stores.records(0, 50)), tmp_path / "out", if_exists="resume", options=small())
@@ -374,7 +375,7 @@ def test_progress_never_goes_back_and_ends_at_the_end(tmp_path, workers):
     options = small(workers, shard_bytes=60_000, progress=lambda *numbers: told.append(numbers))
     report = ss.convert(source, tmp_path / "out", options=options)
     assert told
-    for before, after in zip(told, told[1:], strict=False):
+    for before, after in itertools.pairwise(told):
         assert all(a <= b for a, b in zip(before[:3], after[:3], strict=True))
     records, written, source_done, source_total = told[-1]
     assert records == report.record_count

@@ -12,7 +12,7 @@ from shufflestore.dataset.foreign import discover
 from shufflestore.dataset.inplace import index
 from shufflestore.dataset.opening import open as open_dataset
 from shufflestore.errors import CorruptData, FormatError, NotFound, SourceError
-from tests.hostile import DICTS, STATES
+from tests.attacks import DICTS, STATES
 from tests.invented import arrow_bytes
 
 
@@ -71,7 +71,7 @@ def test_an_index_of_other_splits_is_refused(tmp_path):
     state = tmp_path / "d" / "dataset_dict.json"
     (tmp_path / "d" / "train").rename(tmp_path / "d" / "other")
     state.write_text('{"splits": ["other"]}')
-    with pytest.raises(CorruptData, match="gone|not those that were indexed"):
+    with pytest.raises(CorruptData, match=r"gone|not those that were indexed"):
         open_dataset(tmp_path / "d")
 
 

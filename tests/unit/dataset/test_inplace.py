@@ -88,7 +88,9 @@ def test_files_of_different_columns_are_refused_and_the_difference_named(tmp_pat
         index(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "error"), [(b"", FormatError), (b"not Arrow at all", FormatError), (b"ARROW1\0\0" * 9, CorruptData)])
+@pytest.mark.parametrize(
+    ("content", "error"), [(b"", FormatError), (b"not Arrow at all", FormatError), (b"ARROW1\0\0" * 9, CorruptData)]
+)
 def test_what_is_not_arrow_is_refused_by_file_name(tmp_path, content, error):
     (tmp_path / "x.arrow").write_bytes(content)
     with pytest.raises(error, match=r"x\.arrow"):

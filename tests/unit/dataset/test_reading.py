@@ -10,7 +10,9 @@ from shufflestore.dataset import reading as module
 from shufflestore.errors import CorruptData, NotFound, ShardTruncated
 from tests.invented import MemoryStore, arrow_bytes, memory_store, opened
 
-TABLE = pa.table({"x": range(90), "s": [f"text {i}" for i in range(90)], "d": pa.array(["a", "b", "c"] * 30).dictionary_encode()})
+TABLE = pa.table(
+    {"x": range(90), "s": [f"text {i}" for i in range(90)], "d": pa.array(["a", "b", "c"] * 30).dictionary_encode()}
+)
 
 
 @pytest.fixture
@@ -40,7 +42,13 @@ def test_damage_names_record_row_column_shard_and_bytes(store):
     with pytest.raises(CorruptData) as caught:
         dataset.take([3, 41, 80])
     message = str(caught.value)
-    for part in ("memory://: shards/00001.arrow", "record 41 (row 11 of the shard)", "column 's'", "CRC32C", "shufflestore verify"):
+    for part in (
+        "memory://: shards/00001.arrow",
+        "record 41 (row 11 of the shard)",
+        "column 's'",
+        "CRC32C",
+        "shufflestore verify",
+    ):
         assert part in message
     assert dataset.take([3, 40, 42])["s"].to_pylist() == ["text 3", "text 40", "text 42"]
 

@@ -17,7 +17,10 @@ ROWS = 3000
 
 @pytest.fixture(scope="module")
 def store() -> MemoryStore:
-    tables = [pa.table({"x": range(i * ROWS, (i + 1) * ROWS), "s": [str(j) for j in range(i * ROWS, (i + 1) * ROWS)]}) for i in range(4)]
+    tables = [
+        pa.table({"x": range(i * ROWS, (i + 1) * ROWS), "s": [str(j) for j in range(i * ROWS, (i + 1) * ROWS)]})
+        for i in range(4)
+    ]
     return memory_store([arrow_bytes(t, 700) for t in tables])
 
 
@@ -92,8 +95,23 @@ def test_a_failed_read_is_no_reason_for_the_next_to_fail(store):
     assert dataset.take([ROWS, 0])["x"].to_pylist() == [ROWS, 0]
 
 
+def test_failed_reads_of_pages_use_up_no_room(store):
+    damaged = MemoryStore(store.files)
+    dataset = opened(damaged)
+    dataset.take([ROWS])  # the header is here from now on
+    good = damaged.files.pop("shards/00001.rows")
+    for _ in range(int(dataset.reading.indexes.first_page[-1]) + 1):
+        with pytest.raises(OSError, match=r"00001\.rows: page \d+ of the row index|00001\.rows: nothing"):
+            dataset.take([2 * ROWS - 1])
+    damaged.files["shards/00001.rows"] = good
+    assert dataset.take(range(0, 4 * ROWS, 7))["x"].to_pylist() == list(range(0, 4 * ROWS, 7))
+
+
 def test_chunks_of_any_size_are_found_through_the_chunk_table():
-    batches = [pa.record_batch({"x": pa.array(range(a, b), pa.int64())}) for a, b in [(0, 3), (3, 3), (3, 700), (700, 701), (701, 2000)]]
+    batches = [
+        pa.record_batch({"x": pa.array(range(a, b), pa.int64())})
+        for a, b in [(0, 3), (3, 3), (3, 700), (700, 701), (701, 2000)]
+    ]
     dataset = opened(memory_store([arrow_bytes(batches), arrow_bytes(pa.table({"x": range(2000, 2100)}), 10)]))
     ids = np.random.default_rng(0).permutation(2100)
     assert dataset.take(ids)["x"].to_pylist() == ids.tolist()

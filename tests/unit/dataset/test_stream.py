@@ -26,7 +26,9 @@ def stream(dataset, budget: int, batch: int = 4, planned: list | None = None, fi
         ends = np.arange(batch, len(ids) + batch, batch).clip(max=len(ids))
         return (ids, ends) if len(ids) else None
 
-    return Stream(dataset.reading, dataset.projection(), plan, finish or (lambda ids, made: made["x"].values.tolist()), budget)
+    return Stream(
+        dataset.reading, dataset.projection(), plan, finish or (lambda ids, made: made["x"].values.tolist()), budget
+    )
 
 
 @pytest.fixture
@@ -60,12 +62,13 @@ def test_what_is_read_ahead_stays_within_the_budget_and_one_window(store, budget
 def test_an_error_ends_the_stream_and_nothing_behind_it_is_delivered(store):
     table = pa.table({"x": range(N), "s": [f"{i:0100d}" for i in range(N)]})
     damaged = memory_store([arrow_bytes(table, 50)])
-    damaged.files["shards/00000.arrow"] = damaged.files["shards/00000.arrow"].replace(b"0" * 97 + b"203", b"0" * 97 + b"2!3")
+    damaged.files["shards/00000.arrow"] = damaged.files["shards/00000.arrow"].replace(
+        b"0" * 97 + b"203", b"0" * 97 + b"2!3"
+    )
     made = stream(opened(damaged), 5000)
     seen = []
     with pytest.raises(CorruptData, match="record 203"):
-        for batch in made:
-            seen += batch
+        seen.extend(i for batch in made for i in batch)
     assert seen == list(range(200))
     assert list(made) == []
     assert made.ahead_bytes == 0
@@ -79,8 +82,7 @@ def test_damage_in_an_index_page_ends_the_stream_too(store):
     made = stream(opened(store), 2000)
     seen = []
     with pytest.raises(CorruptData, match="page 5"):
-        for batch in made:
-            seen += batch
+        seen.extend(i for batch in made for i in batch)
     assert seen == list(range(len(seen)))
     assert list(made) == []
 

@@ -15,7 +15,9 @@ TABLE = pa.table({"x": range(60), "s": [f"text {i:02d}" for i in range(60)]})
 
 @pytest.fixture
 def store() -> MemoryStore:
-    return memory_store([arrow_bytes(TABLE.slice(0, 30), 11), arrow_bytes(TABLE.slice(30), 11), arrow_bytes(TABLE.slice(0, 0))])
+    return memory_store(
+        [arrow_bytes(TABLE.slice(0, 30), 11), arrow_bytes(TABLE.slice(30), 11), arrow_bytes(TABLE.slice(0, 0))]
+    )
 
 
 def report_of(store: MemoryStore) -> Report:
@@ -45,6 +47,18 @@ def test_bytes_that_no_record_reads_are_checked_too(store):
     data[-20] ^= 4
     store.files["shards/00000.arrow"] = bytes(data)
     assert opened(store).take(range(60)) == TABLE
+    assert "bytes between records" in report_of(store).problems[0]
+
+
+def test_bytes_that_hide_under_nulls_are_checked_too():
+    buffers = pa.array(["a", "secret", "c"]).buffers()
+    hidden = pa.Array.from_buffers(pa.string(), 3, [pa.py_buffer(b"\x05"), *buffers[1:]])
+    wide = pa.Array.from_buffers(pa.binary(12), 3, [pa.py_buffer(b"\x05"), pa.py_buffer(b"0123456789ab" * 3)])
+    store = memory_store([arrow_bytes(pa.table({"s": hidden, "w": wide}))])
+    assert report_of(store).is_sound
+    good = opened(store).take([0, 1, 2])
+    store.files["shards/00000.arrow"] = store.files["shards/00000.arrow"].replace(b"secret", b"sacred")
+    assert opened(store).take([0, 1, 2]) == good
     assert "bytes between records" in report_of(store).problems[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 
 import numpy as np
@@ -60,14 +61,14 @@ def test_inner_offsets_that_disagree_with_the_index_are_refused_although_their_c
     crc = _native.crc32c(index[page : page + layout.page_bytes]).to_bytes(4, "little")
     index[built.header.header_bytes - 4 : built.header.header_bytes] = crc
     digest = hashlib.sha256(index[: built.header.header_bytes]).digest()
-    import base64
-
     schema = base64.b64encode(table.schema.serialize().to_pybytes()).decode()
     splits = [{"name": "train", "record_count": 3, "shard_count": 1}]
     entry_row = shard_entry("a.arrow", "a.rows", 0, built, digest)
-    lying = store_of([entry_row], {"a.arrow": bytes(data), "a.rows": bytes(index)}, schema=schema, splits=splits, record_count=3)
+    lying = store_of(
+        [entry_row], {"a.arrow": bytes(data), "a.rows": bytes(index)}, schema=schema, splits=splits, record_count=3
+    )
     assert opened(lying).take([1])["deep"].to_pylist() == [[[4]]]
-    with pytest.raises(CorruptData, match="'deep.item'|'deep': offsets inside a record disagree"):
+    with pytest.raises(CorruptData, match=r"'deep\.item'|'deep': offsets inside a record disagree"):
         opened(lying).take([0])
 
 
@@ -87,6 +88,8 @@ def test_numbers_have_a_numpy_type(type_, kind):
     assert numpy_type(type_) == np.dtype(kind)
 
 
-@pytest.mark.parametrize("type_", [pa.string(), pa.decimal128(9, 2), pa.binary(4), pa.month_day_nano_interval(), pa.null()])
+@pytest.mark.parametrize(
+    "type_", [pa.string(), pa.decimal128(9, 2), pa.binary(4), pa.month_day_nano_interval(), pa.null()]
+)
 def test_what_is_no_number_has_none(type_):
     assert numpy_type(type_) is None

@@ -8,7 +8,8 @@ import pytest
 
 from shufflestore import _native
 from shufflestore.errors import CorruptData
-from shufflestore.format.encode import build_index, gaps, merged
+from shufflestore.format.arrowfile import scan
+from shufflestore.format.encode import build_index
 from shufflestore.format.schema import build_tree
 from tests.invented import arrow_bytes, index_of, joined, memory_store, opened
 
@@ -29,7 +30,9 @@ def test_ranges_hold_the_bytes_of_each_value_and_their_checksum():
 
 
 def test_a_null_record_reads_nothing_whatever_hides_under_it():
-    hidden = pa.Array.from_buffers(pa.string(), 3, [pa.py_buffer(b"\x05"), *pa.array(["a", "secret", "c"]).buffers()[1:]])
+    hidden = pa.Array.from_buffers(
+        pa.string(), 3, [pa.py_buffer(b"\x05"), *pa.array(["a", "secret", "c"]).buffers()[1:]]
+    )
     found = located(arrow_bytes(pa.table({"s": hidden})), 3)
     assert found.size[:, 0].tolist() == [1, 0, 1]
     assert found.counts[:, 0].tolist() == [1, 0, 1]
@@ -98,27 +101,7 @@ def test_shards_that_hold_a_column_whole_mix_with_shards_that_do_not():
     assert taken["x"].to_pylist() == [3, 3, 1, 1, 2, 2]
 
 
-def test_merged_spans_and_their_gaps_cover_everything_once():
-    rng = np.random.default_rng(1)
-    for _ in range(200):
-        lo = np.sort(rng.integers(0, 60, 8))
-        hi = np.minimum(lo + rng.integers(0, 9, 8), 64)
-        spans = merged(lo, hi)
-        offsets, sizes = gaps(spans, 64)
-        inside = np.zeros(64, int)
-        for a, b in zip(lo, hi, strict=True):
-            inside[a:b] = 1
-        seen = np.zeros(64, int)
-        for a, b in spans.tolist():
-            seen[a:b] += 1
-        for a, n in zip(offsets.tolist(), sizes.tolist(), strict=True):
-            assert n > 0
-            seen[a : a + n] += 2
-        assert (seen == np.where(inside == 1, 1, 2)).all()
-
-
 def test_an_index_needs_the_columns_of_its_data_set():
     data = np.frombuffer(arrow_bytes(pa.table({"x": [1]})), np.uint8)
-    from tests.unit.format.test_arrowfile import scanned
-
-    assert build_index(data, scanned(data.tobytes()), build_tree(pa.schema([("x", pa.int64())]))).header.row_count == 1
+    found = scan(lambda offset, size: data[offset : offset + size].tobytes(), len(data))
+    assert build_index(data, found, build_tree(pa.schema([("x", pa.int64())]))).header.row_count == 1

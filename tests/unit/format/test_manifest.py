@@ -12,12 +12,24 @@ from shufflestore.format.manifest import ROOT_LIMIT, Manifest, Split, snapshot_n
 from tests import hostile
 
 SCHEMA = pa.schema([("x", pa.int64())], metadata={"huggingface": "{}"})
-MADE = Manifest(SCHEMA, (Split("train", 5, 2), Split("test", 1, 1)), "snapshots/t.shards", 10, "ab" * 32, 3, "parent", {"a": [1]})
+MADE = Manifest(
+    SCHEMA, (Split("train", 5, 2), Split("test", 1, 1)), "snapshots/t.shards", 10, "ab" * 32, 3, "parent", {"a": [1]}
+)
 
 
 def test_a_manifest_comes_back_as_it_was_written():
     read = Manifest.decode(MADE.encode("nonce"), "r")
-    for name in ("splits", "table_name", "table_bytes", "table_sha256", "snapshot", "parent", "options", "digest", "identity"):
+    for name in (
+        "splits",
+        "table_name",
+        "table_bytes",
+        "table_sha256",
+        "snapshot",
+        "parent",
+        "options",
+        "digest",
+        "identity",
+    ):
         assert getattr(read, name) == getattr(MADE, name), name
     assert read.schema.equals(SCHEMA, check_metadata=True)
     assert (read.record_count, read.shard_count) == (6, 3)
@@ -44,7 +56,7 @@ def test_a_field_that_a_later_minor_version_added_is_no_error():
 
 def test_a_newer_version_and_an_unknown_feature_say_to_upgrade():
     value = json.loads(MADE.encode("n"))
-    with pytest.raises(UnsupportedFeature, match="version 2.*upgrade"):
+    with pytest.raises(UnsupportedFeature, match=r"version 2.*upgrade"):
         Manifest.decode(hostile.signed(value | {"version": 2}), "r")
     with pytest.raises(UnsupportedFeature, match=r"\['blocks'\].*upgrade"):
         Manifest.decode(hostile.signed(value | {"features": ["blocks"]}), "r")
@@ -52,7 +64,7 @@ def test_a_newer_version_and_an_unknown_feature_say_to_upgrade():
 
 @pytest.mark.parametrize("name", list(hostile.TEXTS))
 def test_bytes_that_are_no_manifest_are_refused(name):
-    with pytest.raises(FormatError, match="^r: "):
+    with pytest.raises(FormatError, match=r"^r: "):
         Manifest.decode(hostile.TEXTS[name], "r")
 
 
@@ -81,7 +93,12 @@ def test_a_split_is_named_unless_there_is_only_one():
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("snapshots/0000000012.json", 12), ("snapshots/12.json", None), ("snapshots/0000000012.json.tmp", None), ("x", None)],
+    [
+        ("snapshots/0000000012.json", 12),
+        ("snapshots/12.json", None),
+        ("snapshots/0000000012.json.tmp", None),
+        ("x", None),
+    ],
 )
 def test_only_names_of_snapshots_have_numbers(name, number):
     assert snapshot_number(name) == number

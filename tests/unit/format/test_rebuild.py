@@ -36,7 +36,9 @@ def test_dictionaries_runs_and_views_are_delivered_as_what_they_stand_for():
 
 
 def test_dictionaries_are_numbered_outermost_first():
-    nested = pa.struct([("a", pa.dictionary(pa.int8(), pa.string())), ("b", pa.list_(pa.dictionary(pa.int8(), pa.int64())))])
+    nested = pa.struct(
+        [("a", pa.dictionary(pa.int8(), pa.string())), ("b", pa.list_(pa.dictionary(pa.int8(), pa.int64())))]
+    )
     assert [d.value_type for d in dictionary_fields(nested)] == [pa.string(), pa.int64()]
 
 
@@ -54,10 +56,10 @@ def test_a_stream_that_replaces_or_grows_its_dictionary_is_read_with_the_one_in_
         assert dataset.take(range(9, -1, -1))["d"].to_pylist() == ["x", "y", "z", "y", "z", "c", "b", "a", "b", "a"]
 
 
-@pytest.mark.parametrize("name", [n for n, _ in hostile._whole_edits()])
+@pytest.mark.parametrize("name", [n for n, _ in hostile.whole_edits()])
 def test_a_lying_chunk_table_is_refused_by_name(name):
     edited = hostile.Parts()
-    edited.set_whole(dict(hostile._whole_edits())[name](edited.whole()))
+    edited.set_whole(dict(hostile.whole_edits())[name](edited.whole()))
     message = hostile.refused(lambda: hostile.read_all(edited.store()))
     assert message.startswith("CorruptData: memory://: a.")
 
@@ -70,7 +72,7 @@ def test_a_compressed_buffer_that_claims_too_much_is_refused_before_anything_is_
         opened(store).take([0])
 
 
-@pytest.mark.parametrize(("name", "store"), list(hostile._bombs()))
+@pytest.mark.parametrize(("name", "store"), list(hostile.bombs()))
 def test_a_forged_claim_is_a_named_error(name, store):
     assert "unpack" in hostile.refused(lambda: hostile.read_all(store))
 

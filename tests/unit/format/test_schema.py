@@ -103,7 +103,10 @@ def test_extension_types_are_what_they_store_at_every_depth():
 def test_the_digest_sees_names_types_order_and_nullability_but_no_metadata():
     base = pa.schema([("a", pa.int8()), ("b", pa.list_(pa.field("item", pa.int8())))])
     same = pa.schema(
-        [pa.field("a", pa.int8(), metadata={"k": "v"}), ("b", pa.list_(pa.field("item", pa.int8(), metadata={"k": "v"})))],
+        [
+            pa.field("a", pa.int8(), metadata={"k": "v"}),
+            ("b", pa.list_(pa.field("item", pa.int8(), metadata={"k": "v"}))),
+        ],
         metadata={"huggingface": "{}"},
     )
     assert schema_digest(base) == schema_digest(same)
