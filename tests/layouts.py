@@ -74,9 +74,12 @@ class Layout:
             return
         try:
             crashes.do(self.job_at(target, if_exists="resume"))
-        except AlreadyExists as error:
-            assert "nothing is unfinished" in str(error)
-            crashes.do(self.job_at(target))
+        except AlreadyExists as raised:
+            error = raised
+        else:
+            return
+        assert "nothing is unfinished" in str(error)
+        crashes.do(self.job_at(target))
 
     def check_recovered(self, target: Path) -> None:
         """All is as if nothing had happened, to the byte."""
@@ -104,7 +107,9 @@ def make(name: str, home: Path) -> Layout:
     mode = "append" if name.endswith("append") else "overwrite" if name == "overwrite" else "error"
     job: dict[str, Any] = {"do": "convert", "if_exists": mode, "source": str(source)}
     if name == "splits":
-        job["source"] = {part: str(stores.parquet(source / part, 2, 30, 100 * i)) for i, part in enumerate(("train", "test"))}
+        job["source"] = {
+            part: str(stores.parquet(source / part, 2, 30, 100 * i)) for i, part in enumerate(("train", "test"))
+        }
     elif name == "jsonl":
         job["source"] = str(stores.jsonl(home / "source.jsonl", 0, 150))
     elif name.startswith("writer"):

@@ -40,7 +40,13 @@ std::vector<Reader::Batch> submit(DroppedReader& reader, Rows reads, Words ends,
   }
   const std::span rows(reinterpret_cast<const Read*>(reads.data()), reads.shape(0));
   const GilReleased nogil;
-  return reader.submit(rows, view(ends), view(output_sizes), output_sizes.shape(1));
+  auto batches = reader.submit(rows, view(ends), view(output_sizes), output_sizes.shape(1));
+  // What Python has dropped nobody can take any more: it need not be read.
+  for (Reader::Batch& batch : batches) {
+    Pending* const pending = batch.get();
+    batch = Reader::Batch(pending, [owner = std::move(batch)](Pending* dropped) { dropped->cancel(); });
+  }
+  return batches;
 }
 
 // Waits in slices, so that Ctrl-C is heard within 50 ms.

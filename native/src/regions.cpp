@@ -39,8 +39,9 @@ void Regions::look(const std::uint8_t* base, std::size_t map_size, std::uint64_t
                                   [](unsigned char page) { return (page & 1) != 0; });
   // A few missing pages are fetched on the way: the kernel drops some of any large file now and then.
   if (static_cast<std::size_t>(here) < pages - pages / 16) {
-    // Cold: this engine is for data that memory can hold, so let the disk bring the region while the copy waits for
-    // its own page. Once only: where memory cannot hold it after all, that would read everything again and again.
+    // Cold: this engine is for data that memory can hold, so let the disk bring the region while the copy
+    // waits for its own page. Once only: where memory cannot hold it after all, that would read everything
+    // again and again.
     if (left == 0) sys().madvise(at, size, MADV_WILLNEED);
     return;
   }

@@ -95,10 +95,13 @@ bool range(const std::int64_t* read, const Page& page, const LocateTables& table
 void check(const LocateTables& t) {
   const auto head = t.geometry[0], entry = t.geometry[1];
   const auto fail = [](const char* what) { throw std::invalid_argument(what); };
-  const auto beyond = [](std::int64_t at, std::int64_t last) { return at >= 0 && at > last; };  // -1: not there
+  const auto beyond = [](std::int64_t at, std::int64_t last) {
+    return at >= 0 && at > last;
+  };  // -1: not there
   if (head < 24 || entry < 1 || t.geometry[2] < head) fail("locate: geometry of a page makes no sense");
   for (std::size_t i = 0; i < t.levels.size(); i += 4)
-    if (beyond(t.levels[i], entry - 4) || beyond(t.levels[i + 1], head - 8)) fail("locate: a level stands outside its entry");
+    if (beyond(t.levels[i], entry - 4) || beyond(t.levels[i + 1], head - 8))
+      fail("locate: a level stands outside its entry");
   const auto level_count = static_cast<std::int64_t>(t.levels.size() / 4);
   const auto null_count = static_cast<std::int64_t>(t.nulls.size());
   const auto names_nulls = [&](const std::int64_t* at) {
@@ -110,7 +113,8 @@ void check(const LocateTables& t) {
     if (t.reads[i] >= level_count || !names_nulls(t.reads.data() + i + 6))
       fail("locate: a read names a level or null bits that do not exist");
   for (std::size_t i = 0; i < t.reads.size(); i += 8)
-    if (beyond(t.reads[i + 4], head - 8) || beyond(t.reads[i + 5], entry - 4)) fail("locate: a read stands outside its entry");
+    if (beyond(t.reads[i + 4], head - 8) || beyond(t.reads[i + 5], entry - 4))
+      fail("locate: a read stands outside its entry");
   for (std::size_t i = 0; i < t.copies.size(); i += 3)
     if (t.copies[i] < 0 || t.copies[i] + t.copies[i + 2] > entry || t.copies[i + 1] < 0 ||
         t.copies[i + 1] + t.copies[i + 2] > t.geometry[3])
@@ -143,8 +147,9 @@ bool locate_one(const Page& page, const LocateTables& t, std::size_t row, const 
   const auto bit_count = t.bits.size() / 2;
   for (std::size_t i = 0; i < bit_count; ++i) {
     const auto bit = t.bits[2 * i];
-    out.bits[row * bit_count + i] = bit < 0 ? static_cast<std::uint8_t>(t.bits[2 * i + 1])
-                                            : static_cast<std::uint8_t>((page.entry[bit >> 3] >> (bit & 7)) & 1);
+    out.bits[row * bit_count + i] = bit < 0
+                                        ? static_cast<std::uint8_t>(t.bits[2 * i + 1])
+                                        : static_cast<std::uint8_t>((page.entry[bit >> 3] >> (bit & 7)) & 1);
   }
   const auto fixed_bytes = static_cast<std::size_t>(t.geometry[3]);
   for (std::size_t i = 0; i < t.copies.size(); i += 3)
@@ -159,7 +164,8 @@ std::int64_t locate(std::span<const std::uint8_t> arena, std::span<const std::in
                     std::span<const std::int64_t> slots, std::span<const std::int64_t> rows,
                     const LocateTables& tables, const Located& out) {
   check(tables);
-  constexpr std::size_t kAhead = 12;  // entries are anywhere in a large arena: ask for them before they are needed
+  constexpr std::size_t kAhead =
+      12;  // entries are anywhere in a large arena: ask for them before they are needed
   std::vector<Range> levels(tables.levels.size() / 4);
   const auto missing = std::any_of(rows.begin(), rows.end(), [&](auto row) {
     return row < 0 || static_cast<std::size_t>(row) >= out.rows;
@@ -192,12 +198,14 @@ void lay_out(const LayOut& job) {
   std::size_t first = 0;
   for (std::size_t b = 0; b < job.batch_ends.size(); ++b) {
     const auto last = static_cast<std::size_t>(job.batch_ends[b]);
-    if (last < first || last > job.files.size()) throw std::invalid_argument("lay_out: batch ends must not decrease");
+    if (last < first || last > job.files.size())
+      throw std::invalid_argument("lay_out: batch ends must not decrease");
     for (std::size_t r = 0; r < width; ++r) {
       const auto output = static_cast<std::uint64_t>(job.lay[3 * r]);
       const auto op = static_cast<std::uint64_t>(job.lay[3 * r + 1]);
       const auto ratio = static_cast<std::uint64_t>(job.lay[3 * r + 2]);
-      if (output >= outputs) throw std::invalid_argument("lay_out: a read names an output that does not exist");
+      if (output >= outputs)
+        throw std::invalid_argument("lay_out: a read names an output that does not exist");
       auto& total = job.output_sizes[b * outputs + output];
       total = (total + kAlign - 1) / kAlign * kAlign;
       const auto start = total;
@@ -211,9 +219,11 @@ void lay_out(const LayOut& job) {
         next[1] = total;
         next[2] = zero ? job.slot[at] * ratio : job.size[at];
         next[3] = job.files[i] | static_cast<std::uint64_t>(job.crc[at]) << 32;
-        next[4] = output | (zero ? 1U : op) << 16 | flags << 24 | static_cast<std::uint64_t>(i & 0xFFFFFFFF) << 32;
+        next[4] =
+            output | (zero ? 1U : op) << 16 | flags << 24 | static_cast<std::uint64_t>(i & 0xFFFFFFFF) << 32;
         next += 5;
-        if (__builtin_add_overflow(total, job.slot[at] * ratio, &total)) throw std::invalid_argument("lay_out: too large");
+        if (__builtin_add_overflow(total, job.slot[at] * ratio, &total))
+          throw std::invalid_argument("lay_out: too large");
       }
       job.regions[(b * width + r) * 2] = static_cast<std::int64_t>(start);
       job.regions[(b * width + r) * 2 + 1] = static_cast<std::int64_t>(total - start);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -47,7 +48,18 @@ def assemble(
         columns = columns | {RECORD_ID: Column(pa.int64(), len(ids), values=ids.copy())}
     if format == "arrow":
         return to_table(columns, schema)
-    return {name: to_numpy(name, column, layout, nulls) for name, column in columns.items()}
+    made = {name: to_numpy(name, column, layout, nulls) for name, column in columns.items()}
+    for name, shape in tensor_shapes(schema):
+        if name in made and isinstance(made[name], np.ndarray):
+            made[name] = made[name].reshape(-1, *shape)
+    return made
+
+
+@lru_cache(maxsize=64)
+def tensor_shapes(schema: pa.Schema) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the columns of fixed-shape tensors and the shape of one record's, as it lies in memory."""
+    found = [(field.name, field.type) for field in schema if isinstance(field.type, pa.FixedShapeTensorType)]
+    return tuple((name, tuple(type_.shape)) for name, type_ in found)
 
 
 def to_table(columns: dict[str, Column], schema: pa.Schema) -> pa.Table:
@@ -68,8 +80,15 @@ def to_table(columns: dict[str, Column], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
 
 
-def records_of(columns: dict[str, Column], count: int) -> list[dict[str, Any]]:
-    """Return columns as one dict a record."""
+def records_of(columns: dict[str, Column], count: int, schema: pa.Schema) -> list[dict[str, Any]]:
+    """Return columns as one dict a record.
+
+    Args:
+        columns: As decoded.
+        count: Records.
+        schema: Of the data set.
+    """
+    shapes = dict(tensor_shapes(schema))
     parts: dict[str, list[Any]] = {}
     for name, column in columns.items():
         try:
@@ -77,5 +96,5 @@ def records_of(columns: dict[str, Column], count: int) -> list[dict[str, Any]]:
             values = column.to_arrow().to_pylist() if isinstance(made, dict) else list(made)
         except (SchemaError, TypeError):
             values = column.to_arrow().to_pylist()
-        parts[name] = values
+        parts[name] = [v.reshape(shapes[name]) for v in values] if name in shapes and column.valid is None else values
     return [{name: values[i] for name, values in parts.items()} for i in range(count)]

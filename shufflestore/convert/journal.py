@@ -67,7 +67,8 @@ class Journal:
             )
         found = self.plan()
         if found is None:
-            return self.begin(plan, resume)  # ended just now
+            self.begin(plan, resume)  # ended just now
+            return
         # What a person changed comes before what follows from it.
         for key in dict.fromkeys(("kind", "shards", "schema", "fingerprint", *sorted({*found, *plan}))):
             if found.get(key) != plan.get(key):

@@ -144,7 +144,9 @@ def convert(
     appends = plan["mode"] == "append"
     if parent is not None and appends:
         if not found.equals(parent.schema):
-            raise SchemaError(f"{folder}: cannot append other columns: {difference(parent.schema, found)}; give schema=")
+            raise SchemaError(
+                f"{folder}: cannot append other columns: {difference(parent.schema, found)}; give schema="
+            )
         found = parent.schema  # equal schemas may still name the items of lists otherwise, and row indexes tell
     if if_exists == "overwrite":
         journal.end()

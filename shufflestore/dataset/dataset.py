@@ -266,7 +266,7 @@ class Dataset:
         """
         numbers = self._numbers(ids)
         self._check(numbers)
-        return records_of(self.columns_at(self._selection.ids(numbers), self.projection()), len(numbers))
+        return records_of(self.columns_at(self._selection.ids(numbers), self.projection()), len(numbers), self.manifest.schema)
 
     # -- batches -----------------------------------------------------------------------------------
 

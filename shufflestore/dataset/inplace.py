@@ -119,7 +119,7 @@ def beside_options(found: Foreign) -> dict[str, Any]:
 
 def _checksum(file: Path) -> int:
     try:
-        return _native.crc32c(mapped(file))
+        return _native.crc32c(mapped(file).data)
     except OSError as cause:
         raise NotFound(f"{file}: an indices mapping that state.json names cannot be read: {cause.strerror}") from cause
 

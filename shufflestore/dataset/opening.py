@@ -26,6 +26,7 @@ from shufflestore.dataset.reading import Reading
 from shufflestore.dataset.residency import RowIndexes
 from shufflestore.errors import CorruptData, NotFound, OptionError, SchemaError
 from shufflestore.format.manifest import Manifest, Shards, snapshot_name, snapshot_number
+from shufflestore.format.rebuild import integer_array
 from shufflestore.format.schema import build_tree
 from shufflestore.storage.base import Store
 from shufflestore.storage.local import LocalStore
@@ -213,10 +214,10 @@ def open_store(
     shards = manifest.check_table(table, f"{store.uri}: {manifest.table_name}")
     if len(manifest.splits) > 1:
         mine = shards.column("split") == number
-        shards = Shards(shards.table.filter(pa.array(mine)))
+        shards = Shards(shards.table.take(integer_array(np.flatnonzero(mine))))
     used = shards.column("record_count") > 0
     if not used.all():
-        shards = Shards(shards.table.filter(pa.array(used)))
+        shards = Shards(shards.table.take(integer_array(np.flatnonzero(used))))
     tree = build_tree(manifest.schema)
     reading = Reading(RowIndexes(store, tree, shards, index_memory_bytes), verify)
 

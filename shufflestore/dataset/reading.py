@@ -15,7 +15,7 @@ from shufflestore.dataset.fetch import Extent, explain, fetch, wait
 from shufflestore.dataset.residency import Places, RowIndexes
 from shufflestore.errors import CorruptData, ShuffleStoreError, UnsupportedFeature
 from shufflestore.format.decode import Column, Gathered, decode_column
-from shufflestore.format.rebuild import Part, delivered_type, dictionary_fields, rebuild_column
+from shufflestore.format.rebuild import Part, delivered_type, dictionary_fields, integer_array, rebuild_column
 from shufflestore.format.resolve import Located, Placed, Wanted, lay_out, wanted_for
 from shufflestore.format.schema import Tree
 from shufflestore.storage.base import READ, WIDEN, Pending, ReadFailure
@@ -178,12 +178,12 @@ class Reading:
         arrays = self._chunks(column, [(int(s), int(c)) for s, c in distinct])
         for i, array in enumerate(arrays):
             mine = where[which.reshape(-1) == i]
-            pieces.append(array.take(pa.array(row[mine])))
+            pieces.append(array.take(integer_array(row[mine])))
             order.append(mine)
         if not whole.all():
             rest = np.flatnonzero(~whole)
             spans = decode_column(column, gathered, {}).to_arrow()
-            pieces.append(spans.take(pa.array(rest)))
+            pieces.append(spans.take(integer_array(rest)))
             order.append(rest)
         joined = (
             pa.concat_arrays([p.cast(type_) if p.type != type_ else p for p in pieces])
@@ -191,7 +191,7 @@ class Reading:
             else pa.nulls(0, type_)
         )
         back = np.argsort(np.concatenate(order)) if order else np.empty(0, np.int64)
-        return Column(type_, len(joined), arrow=joined.take(pa.array(back)))
+        return Column(type_, len(joined), arrow=joined.take(integer_array(back)))
 
     def _chunks(self, column: int, keys: Sequence[tuple[int, int]]) -> list[pa.Array]:
         """Decoded columns of chunks, from the cache or read together."""

@@ -146,7 +146,3 @@ class Stream(Generic[T], Iterator[T]):
         while self._ahead:
             self._ahead.popleft().pending.cancel()
         self.ahead_bytes = 0
-
-    def __del__(self) -> None:
-        """Let the store read nothing more for an iterator that was dropped."""
-        self.close()

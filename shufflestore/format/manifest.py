@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shufflestore.errors import CorruptData, FormatError, OptionError, UnsupportedFeature
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.layout import MAX_PAGE, MIN_PAGE
+from shufflestore.format.schema import schema_digest
 
 __all__ = ["Manifest", "SHARD_TABLE", "Shards", "Split", "snapshot_name", "snapshot_number"]
 
@@ -168,6 +169,11 @@ class Manifest:
     options: Mapping[str, Any] = field(default_factory=dict)
     """How it was written; informative."""
 
+    schema_text: str = ""
+    """The schema as it stands in the root that was read; empty for a new one."""
+    stated_digest: str = ""
+    """The digest that stands in the root that was read, held against its bytes; empty for a new one."""
+
     @property
     def record_count(self) -> int:
         """Records of all splits."""
@@ -181,12 +187,12 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that is said here but the nonce, in hex: the snapshot's identity."""
-        return hashlib.sha256(_canonical(self._value())).hexdigest()
+        return self.stated_digest or hashlib.sha256(_canonical(self._value())).hexdigest()
 
     @cached_property
     def identity(self) -> str:
         """What a resume state names: the digest of schema and shards, the same for a copy elsewhere."""
-        first = self._value()["schema"].encode() + self.table_sha256.encode()
+        first = schema_digest(self.schema) + bytes.fromhex(self.table_sha256)
         return hashlib.sha256(first).hexdigest()[:32]
 
     def _value(self) -> dict[str, Any]:
@@ -197,7 +203,7 @@ class Manifest:
             "options": dict(self.options),
             "parent": self.parent,
             "record_count": self.record_count,
-            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+            "schema": self.schema_text or base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
             "shard_count": self.shard_count,
             "shard_table": {"bytes": self.table_bytes, "name": self.table_name, "sha256": self.table_sha256},
             "snapshot": self.snapshot,
@@ -284,7 +290,7 @@ class Manifest:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(_text(value["schema"]), validate=True)))
         made = cls(
             schema, splits, _text(table["name"]), _count(table["bytes"]), _text(table["sha256"]),
-            _count(value["snapshot"]), value["parent"], dict(value["options"]),
+            _count(value["snapshot"]), value["parent"], dict(value["options"]), _text(value["schema"]), _text(value["digest"]),
         )  # fmt: skip
         if (_count(value["record_count"]), _count(value["shard_count"])) != (made.record_count, made.shard_count):
             raise ValueError("its counts do not add up")

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
+from numpy.typing import NDArray
 
 from shufflestore.errors import CorruptData
 from shufflestore.format import flatbuffer
 from shufflestore.format.arrowfile import column_shape
 from shufflestore.format.schema import children_of, plain_type, rebuilt, storage_type
 
-__all__ = ["Part", "delivered_type", "dictionary_fields", "rebuild_column"]
+__all__ = ["Part", "delivered_type", "dictionary_fields", "integer_array", "rebuild_column"]
 
 _BATCH, _DICTIONARY = 3, 2
 _V5 = 4
@@ -178,15 +179,23 @@ def _decode(array: pa.Array, target: pa.DataType) -> pa.Array:
     if pt.is_string_view(kind) or pt.is_binary_view(kind):
         return array.cast(target)
     if pt.is_map(kind):
-        offsets = pa.array(np.asarray(array.offsets))  # a copy: a mask wants offsets that are no slice
+        offsets = integer_array(np.asarray(array.offsets)).cast(pa.int32())  # a copy: a mask wants offsets that are no slice
         return pa.MapArray.from_arrays(offsets, decoded(array.keys), decoded(array.items), target, mask=mask)
     # Lists of all kinds. Not by cast: pyarrow 26 leaves the last offset of a list view unset.
     flat = decoded(array.flatten())
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64)
     ends = np.concatenate([[0], np.cumsum(lengths)])
     if pt.is_list(target):
-        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, target, mask=mask)
-    return pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), flat, target, mask=mask)
+        return pa.ListArray.from_arrays(integer_array(ends).cast(pa.int32()), flat, target, mask=mask)
+    return pa.LargeListArray.from_arrays(integer_array(ends), flat, target, mask=mask)
+
+
+def integer_array(values: NDArray[np.int64]) -> pa.Array:
+    """Return an Arrow array that shares the memory of an int64 array.
+
+    `pa.array` would import pandas to ask whether it is a Series: most of a second, at the first batch.
+    """
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values, np.int64))])
 
 
 def delivered_type(type_: pa.DataType) -> pa.DataType:

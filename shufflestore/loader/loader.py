@@ -324,7 +324,7 @@ class DataLoader:
     def _finish(self, ids: NDArray[np.int64], columns: dict[str, Column]) -> Any:
         options = self.options
         if self.collate_fn is not None:
-            return self.collate_fn(records_of(columns, len(ids)))
+            return self.collate_fn(records_of(columns, len(ids), self.dataset.manifest.schema))
         shown, schema = ids if options.return_ids else None, self.dataset.manifest.schema
         if options.format == "torch":
             return to_torch(assemble(columns, shown, "numpy", options.layout, options.fill_nulls, schema))

@@ -75,7 +75,11 @@ def test_hugging_face_reads_the_shards(store, tmp_path):
 
 def picture(shade):
     """A PNG of one grey pixel, made by hand: no image library is needed to convert images."""
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes([0, shade]))), (b"IEND", b"")]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes([0, shade]))),
+        (b"IEND", b""),
+    ]
     chunks = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts]
     return {"bytes": b"\x89PNG\r\n\x1a\n" + b"".join(chunks), "path": f"{shade}.png"}
 
@@ -90,7 +94,12 @@ def test_the_features_of_a_hugging_face_data_set_come_back(tmp_path, is_saved):
         "answers": [{"text": datasets.Value("string"), "start": datasets.Value("int32")}],
     }
     rows = [
-        {"label": i % 2, "tokens": list(range(i)), "boxes": [[0.5 * i] * 4] * (i % 3), "answers": [{"text": "é", "start": i}] * (i % 2)}
+        {
+            "label": i % 2,
+            "tokens": list(range(i)),
+            "boxes": [[0.5 * i] * 4] * (i % 3),
+            "answers": [{"text": "é", "start": i}] * (i % 2),
+        }
         for i in range(30)
     ]
     features = datasets.Features({**features, "image": datasets.Image()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -40,7 +41,11 @@ class Faulty(Seam):
                 self.linked.append(place)
         if number == self.at:
             if self.fault == "short":
-                return call(arguments[0], arguments[1][: max(1, len(arguments[1]) // 3)]) if op == "write" else call(*arguments)
+                return (
+                    call(arguments[0], arguments[1][: max(1, len(arguments[1]) // 3)])
+                    if op == "write"
+                    else call(*arguments)
+                )
             self.failed = (op, place)
             code = getattr(errno, self.fault)
             raise OSError(code, os.strerror(code))
@@ -88,8 +93,6 @@ def fail_and_try_again(layout: layouts.Layout, at: int, fault: str, monkeypatch)
 
 
 def threads_of_shards() -> int:
-    import threading
-
     return sum(t.name.startswith("shufflestore-seal") for t in threading.enumerate())
 
 
@@ -156,6 +159,11 @@ def test_a_failed_fsync_of_a_shard_gives_it_up_and_a_second_conversion_writes_a_
     assert not stores.leftovers(tmp_path / "out")
 
 
+def write_all(writer, count):
+    for record in stores.records(0, count):
+        writer.write(record)
+
+
 def test_an_error_of_the_disk_leaves_a_writer_that_neither_takes_more_nor_commits(tmp_path, monkeypatch):
     class FullAfter(Seam):
         written = 0
@@ -173,11 +181,10 @@ def test_an_error_of_the_disk_leaves_a_writer_that_neither_takes_more_nor_commit
         writer = stores.ss.Writer(target, stores.SCHEMA, options=stores.small().shards)
         writer._builder._batch_bytes = 1_000
         with pytest.raises(OutOfSpace, match="make room"):
-            for record in stores.records(0, 5_000):
-                writer.write(record)
+            write_all(writer, 5_000)
     with pytest.raises(StorageError, match="failed before"):
         writer.write(next(stores.records(0, 1)))
-    with pytest.raises(StorageError, match="nothing was\\s+committed"):
+    with pytest.raises(StorageError, match=r"nothing was\s+committed"):
         writer.close()
     assert stores.snapshots(target) == []
     assert not stores.leftovers(target)

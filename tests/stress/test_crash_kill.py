@@ -38,7 +38,9 @@ def kill_and_recover(forks: Forks, layout: layouts.Layout, at: int, when: str) -
 def test_a_conversion_killed_at_any_of_40_calls_is_whole_and_can_be_resumed_to_the_same_bytes(made):
     every = [(name, at, when) for name in made for at, when in made[name].moments()]
     chosen = random.Random(1).sample(every, 40)
-    chosen += [(name, len(made[name].ops) - back, "before") for name in made for back in range(1, 9)]  # about the commit
+    chosen += [
+        (name, len(made[name].ops) - back, "before") for name in made for back in range(1, 9)
+    ]  # about the commit
     with Forks() as forks:
         for name, at, when in chosen:
             kill_and_recover(forks, made[name], at, when)
@@ -103,7 +105,21 @@ print(len(seam.ops))
 
 
 def traced(*options: str, source: Path, target: Path, log: Path) -> subprocess.CompletedProcess[str]:
-    command = ["strace", "-f", "-y", "-s", "0", "-o", str(log), *options, sys.executable, "-c", PROGRAM, str(source), str(target)]
+    command = [
+        "strace",
+        "-f",
+        "-y",
+        "-s",
+        "0",
+        "-o",
+        str(log),
+        *options,
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(source),
+        str(target),
+    ]
     root = Path(__file__).resolve().parents[2]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
 

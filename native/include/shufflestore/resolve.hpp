@@ -1,5 +1,6 @@
-// From pages of a row index to reads: tables of numbers in, ranges and slots out. No I/O, no records' meaning.
-// The tables are specified in shufflestore/format/resolve.py; all counts were checked by the binding.
+// From pages of a row index to reads: tables of numbers in, ranges and slots out. No I/O, no records'
+// meaning. The tables are specified in shufflestore/format/resolve.py; all counts were checked by the
+// binding.
 #pragma once
 
 #include <cstddef>
@@ -38,9 +39,9 @@ std::int64_t locate(std::span<const std::uint8_t> arena, std::span<const std::in
 struct LayOut {
   std::span<const std::uint64_t> offset, size, slot;  // records x reads
   std::span<const std::uint32_t> crc;
-  std::span<const std::uint32_t> files;       // records
-  std::span<const std::int64_t> batch_ends;   // batches
-  std::span<const std::int64_t> lay;          // reads x 3: output, op, ratio
+  std::span<const std::uint32_t> files;      // records
+  std::span<const std::int64_t> batch_ends;  // batches
+  std::span<const std::int64_t> lay;         // reads x 3: output, op, ratio
   bool verify;
   std::span<std::uint64_t> reads;         // five words a read
   std::span<std::uint64_t> ends;          // batches

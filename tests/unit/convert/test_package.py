@@ -23,15 +23,16 @@ from shufflestore.convert.run import convert
     ],
 )
 def test_it_can_be_called_in_whatever_way_it_was_imported(tmp_path, program):
-    done = subprocess.run(
-        [sys.executable, "-c", program.replace("TARGET", repr(str(tmp_path / "out")))], capture_output=True, text=True, timeout=60, check=False
-    )
+    program = program.replace("TARGET", repr(str(tmp_path / "out")))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert ss.open(tmp_path / "out").take([0]).to_pylist() == [{"x": 1}]
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    program = "import sys, shufflestore.convert; print([m for m in ('pyarrow', 'numpy', 'datasets') if m in sys.modules])"
+    program = (
+        "import sys, shufflestore.convert; print([m for m in ('pyarrow', 'numpy', 'datasets') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
 

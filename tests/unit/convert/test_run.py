@@ -83,7 +83,10 @@ def test_the_splits_of_a_dataset_dict_are_splits_of_the_store(tmp_path, is_saved
     source = datasets.DatasetDict(parts)
     report = ss.convert(saved(tmp_path / "in", source) if is_saved else source, tmp_path / "out", options=small())
     assert report.splits == {"train": 50, "test": 20}
-    assert stores.seen(tmp_path / "out") == {"train": stores.table(0, 50).to_pylist(), "test": stores.table(50, 20).to_pylist()}
+    assert stores.seen(tmp_path / "out") == {
+        "train": stores.table(0, 50).to_pylist(),
+        "test": stores.table(50, 20).to_pylist(),
+    }
 
 
 @pytest.mark.parametrize("is_saved", [False, True])
@@ -132,7 +135,10 @@ def test_items_of_fixed_size_lists_keep_name_and_nullability_in_any_process(tmp_
     for shard in (tmp_path / "out/shards").glob("*.arrow"):
         with pa.memory_map(str(shard)) as file:
             found = pa.ipc.open_file(file).schema
-        assert found.field("x").type.value_field.name == stores.manifest(tmp_path / "out").schema.field("x").type.value_field.name
+        assert (
+            found.field("x").type.value_field.name
+            == stores.manifest(tmp_path / "out").schema.field("x").type.value_field.name
+        )
     assert ss.verify(tmp_path / "out").is_sound
 
 
@@ -222,7 +228,12 @@ def test_append_goes_behind_and_overwrite_replaces_and_old_snapshots_stay(tmp_pa
 def test_append_adds_splits_and_keeps_the_order_of_those_there(tmp_path):
     part = {name: datasets.Dataset(stores.table(i * 10, 3)) for i, name in enumerate(("train", "test", "more"))}
     ss.convert(datasets.DatasetDict(train=part["train"], test=part["test"]), tmp_path / "out", options=small())
-    ss.convert(datasets.DatasetDict(more=part["more"], train=part["test"]), tmp_path / "out", if_exists="append", options=small())
+    ss.convert(
+        datasets.DatasetDict(more=part["more"], train=part["test"]),
+        tmp_path / "out",
+        if_exists="append",
+        options=small(),
+    )
     found = stores.seen(tmp_path / "out")
     assert {name: [r["id"] for r in rows] for name, rows in found.items()} == {
         "train": [0, 1, 2, 10, 11, 12], "test": [10, 11, 12], "more": [20, 21, 22],
@@ -240,7 +251,8 @@ def test_append_takes_columns_whose_list_items_only_have_another_name(tmp_path):
     """Parquet calls them "element", Python "item", and `pa.Schema.equals` sees no difference."""
     with ss.Writer(tmp_path / "out", pa.schema([("x", pa.list_(pa.int32())), ("y", pa.list_(pa.int8(), 1))])) as writer:
         writer.write({"x": [1], "y": [1]})
-    pq.write_table(pa.table({"x": pa.array([[2]], pa.list_(pa.int32())), "y": pa.array([[2]], pa.list_(pa.int8(), 1))}), tmp_path / "x.parquet")
+    more = pa.table({"x": pa.array([[2]], pa.list_(pa.int32())), "y": pa.array([[2]], pa.list_(pa.int8(), 1))})
+    pq.write_table(more, tmp_path / "x.parquet")
     ss.convert(tmp_path / "x.parquet", tmp_path / "out", if_exists="append")
     assert stores.seen(tmp_path / "out") == {"train": [{"x": [1], "y": [1]}, {"x": [2], "y": [2]}]}
     assert ss.verify(tmp_path / "out").is_sound
@@ -340,7 +352,9 @@ def test_notes_that_an_interrupted_end_left_count_for_no_other_conversion(tmp_pa
     ss.convert(first, tmp_path / "out", options=small())
     assert list((tmp_path / "out/.convert").glob("bundle-*"))
     monkeypatch.undo()
-    report = ss.convert(stores.parquet(tmp_path / "b", 2, 30, 700), tmp_path / "out", if_exists="append", options=small())
+    report = ss.convert(
+        stores.parquet(tmp_path / "b", 2, 30, 700), tmp_path / "out", if_exists="append", options=small()
+    )
     assert report.resumed_shard_count == 0
     assert stores.ids(tmp_path / "out") == [*range(60), *range(700, 760)]
     assert not stores.leftovers(tmp_path / "out")
@@ -351,7 +365,8 @@ def test_a_resume_of_what_is_done_already_does_nothing_and_says_so(tmp_path):
     ss.convert(source, tmp_path / "out", options=small())
     before = stores.digests(tmp_path / "out")
     report = ss.convert(source, tmp_path / "out", if_exists="resume", options=small())
-    assert (report.snapshot, report.record_count, report.resumed_shard_count) == (1, 0, len(list((tmp_path / "out/shards").glob("*.arrow"))))
+    assert (report.snapshot, report.record_count) == (1, 0)
+    assert report.resumed_shard_count == len(list((tmp_path / "out/shards").glob("*.arrow")))
     with pytest.raises(AlreadyExists, match="nothing is unfinished"):
         ss.convert([{"x": 1}], tmp_path / "out", if_exists="resume")
     assert stores.digests(tmp_path / "out") == before

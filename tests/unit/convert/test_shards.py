@@ -85,10 +85,14 @@ def test_chunks_follow_records_that_grow_and_shrink(tmp_path):
     assert len(rows) < 100
 
 
+def add_all(writer, table):
+    for batch in batches_of(table, random.Random(0), 20):
+        writer.add(batch)
+
+
 def test_an_abandoned_writer_leaves_no_temporary_file_nor_thread(tmp_path):
     writer = ShardWriter(tmp_path, "x", stores.SCHEMA, ShardOptions(shard_bytes=4_000, chunk_rows=5), lambda *_: None)
-    for batch in batches_of(stores.table(0, 200), random.Random(0), 20):
-        writer.add(batch)
+    add_all(writer, stores.table(0, 200))
     writer.abandon()
     writer.abandon()
     assert not stores.leftovers(tmp_path)
@@ -101,8 +105,7 @@ def test_a_shard_that_cannot_be_published_stops_the_writer_and_leaves_nothing(tm
     monkeypatch.setattr(shards, "publish", failing)
     writer = ShardWriter(tmp_path, "x", stores.SCHEMA, ShardOptions(shard_bytes=4_000, chunk_rows=5), lambda *_: None)
     with pytest.raises(ss.errors.StorageError, match="the disk"):
-        for batch in batches_of(stores.table(0, 500), random.Random(0), 20):
-            writer.add(batch)
+        add_all(writer, stores.table(0, 500))
     writer.abandon()
     assert not stores.leftovers(tmp_path)
 
@@ -138,7 +141,9 @@ print(entry["record_count"], entry["data_bytes"])
 
 @pytest.mark.campaign
 def test_a_chunk_of_more_than_2_gib_of_strings_is_split(tmp_path):
-    done = subprocess.run([sys.executable, "-c", LARGE, str(tmp_path)], capture_output=True, text=True, check=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(tmp_path)], capture_output=True, text=True, check=True, timeout=600
+    )
     count, size = map(int, done.stdout.split())
     assert count == 24
     assert size > 2**31

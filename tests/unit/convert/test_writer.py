@@ -39,11 +39,17 @@ def test_nothing_is_seen_before_close_and_close_can_be_called_again(tmp_path):
         writer.write({"x": 2})
 
 
-def test_leaving_by_an_exception_commits_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), ss.Writer(tmp_path / "out", options=stores.small().shards) as writer:
-        for record in stores.records(0, 3_000):
+def fail_after(writer, count):
+    with writer:
+        for record in stores.records(0, count):
             writer.write(record)
-        1 / 0  # noqa: B018 - the error
+        raise ZeroDivisionError
+
+
+def test_leaving_by_an_exception_commits_nothing(tmp_path):
+    writer = ss.Writer(tmp_path / "out", options=stores.small().shards)
+    with pytest.raises(ZeroDivisionError):
+        fail_after(writer, 3_000)
     assert stores.snapshots(tmp_path / "out") == []
     assert not stores.leftovers(tmp_path / "out")
     writer.close()

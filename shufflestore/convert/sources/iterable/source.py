@@ -19,6 +19,8 @@ from shufflestore.errors import SourceError
 __all__ = ["IterableSource"]
 
 
+_SAMPLE: Final = 8
+"""Every how many records one is measured, which costs more than to collect it."""
 _GROUP_RECORDS: Final = 256
 """Records put together column by column at a time: as many spread the cost of numpy's calls."""
 _GROUP_BYTES: Final = 4 << 20
@@ -112,13 +114,16 @@ class IterableSource:
     def _groups(self) -> Iterator[list[Mapping[str, Any]]]:
         """Yield all records, some hundred at a time and of at most some MB, safe from their owner's changes."""
         group: list[Mapping[str, Any]] = []
+        size = 0
         limit = max(1, min(_GROUP_RECORDS, int(_GROUP_BYTES * self._head_count / max(self._head_bytes, 1))))
         for record in self._records():
             # A generator may give the same array again and again, with other values.
             group.append({name: own(value) for name, value in record.items()} if type(record) is dict else record)
-            if len(group) >= limit:
+            if len(group) % _SAMPLE == 0 and isinstance(record, Mapping):
+                size += _SAMPLE * sum(map(size_of, record.values()))  # they may have grown since the first ones
+            if len(group) >= limit or size >= 2 * _GROUP_BYTES:
                 yield group
-                group = []
+                group, size = [], 0
         if group:
             yield group
 
