@@ -23,8 +23,8 @@ NATIVE = sorted(p for p in (ROOT / "native").rglob("*") if p.suffix in (".cpp", 
 MARKDOWN = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "changelog").glob("*.md")])
 
 LONG_FILES = {
+    "tests/unit/convert/test_run.py": "every promise of one function, convert",
     "shufflestore/convert/base.py": "one contract: what a source, its pieces and its options are, and how one is found",
-    "shufflestore/convert/run.py": "one conversion from its arguments to the commit, told in order",
     "shufflestore/dataset/residency.py": "what is fetched, what is kept, and what makes room: one lock holds it together",
     "shufflestore/dataset/dataset.py": "one public class, most of it documentation",
     "shufflestore/format/encode.py": "one builder, the mirror of resolve and decode",

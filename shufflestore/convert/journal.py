@@ -59,7 +59,7 @@ class Journal:
             for note in self.folder.glob("bundle-*.json"):
                 if not note.name.endswith(f"-{self._mark}.json"):
                     remove(note)
-            return None
+            return
         if not resume:
             raise AlreadyExists(
                 f"{self.folder.parent}: an unfinished conversion is here; go on with it (if_exists='resume', "

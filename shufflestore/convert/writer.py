@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from shufflestore.convert.records import RecordBuilder
-from shufflestore.convert.run import IfExists, commit, prepare
+from shufflestore.convert.run import IfExists, prepare
 from shufflestore.convert.shards import ShardOptions, ShardWriter
+from shufflestore.convert.snapshot import commit
 from shufflestore.dataset.inplace import difference
 from shufflestore.errors import OptionError, SchemaError, StorageError
 from shufflestore.format.manifest import Manifest

@@ -266,7 +266,9 @@ class Dataset:
         """
         numbers = self._numbers(ids)
         self._check(numbers)
-        return records_of(self.columns_at(self._selection.ids(numbers), self.projection()), len(numbers), self.manifest.schema)
+        return records_of(
+            self.columns_at(self._selection.ids(numbers), self.projection()), len(numbers), self.manifest.schema
+        )
 
     # -- batches -----------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from shufflestore.format.rebuild import Part, delivered_type, dictionary_fields,
 from shufflestore.format.resolve import Located, Placed, Wanted, lay_out, wanted_for
 from shufflestore.format.schema import Tree
 from shufflestore.storage.base import READ, WIDEN, Pending, ReadFailure
+from shufflestore.storage.process import briefly
 
 __all__ = ["Projection", "Reading", "Ready"]
 
@@ -195,7 +196,8 @@ class Reading:
 
     def _chunks(self, column: int, keys: Sequence[tuple[int, int]]) -> list[pa.Array]:
         """Decoded columns of chunks, from the cache or read together."""
-        missing = [key for key in keys if (*key, column) not in self._whole]
+        held = [self._whole.get((*key, column)) for key in keys]
+        missing = [key for key, array in zip(keys, held, strict=True) if array is None]
         parts = [self._part(column, shard, chunk) for shard, chunk in missing]
         field = self.tree.schema.field(column)
         extents = []
@@ -212,12 +214,14 @@ class Reading:
             except CorruptData as cause:
                 name = self.indexes.shards.name("data", key[0])
                 raise CorruptData(f"{self.store.uri}: {name}: chunk {key[1]}: {cause}") from cause
-        found = [fresh[key] if key in fresh else self._whole[(key[0], key[1], column)] for key in keys]
-        for key, array in fresh.items():
-            self._keep((*key, column), array)
-        return found
+        with briefly:
+            for key, array in fresh.items():
+                self._keep((*key, column), array)
+        return [fresh[key] if array is None else array for key, array in zip(keys, held, strict=True)]
 
     def _keep(self, key: tuple[int, int, int], array: pa.Array) -> None:
+        if key in self._whole:
+            return  # another thread was quicker
         self._whole[key] = array
         self._whole_bytes += array.nbytes
         while self._whole_bytes > _WHOLE_CACHE_BYTES and self._whole:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +16,7 @@ from shufflestore.format.manifest import Shards
 from shufflestore.format.resolve import Located, Wanted, locate, program_for
 from shufflestore.format.schema import Tree
 from shufflestore.storage.base import HAS_CRC, READ, Store
+from shufflestore.storage.process import ProcessLock
 
 __all__ = ["Places", "RowIndexes"]
 
@@ -70,7 +69,8 @@ class RowIndexes:
         """Whether every shard met so far was indexed with checksums."""
         count = len(shards)
         self._layout_of = np.full(count, -1, np.int64)
-        self._lock = (os.getpid(), threading.Lock())
+        self.lock = ProcessLock()
+        """Held while pages come and go."""
         self._unmet = count
         """Shards whose header is not here yet."""
         # Zeros until a header is there: untouched, they cost no memory.
@@ -97,7 +97,7 @@ class RowIndexes:
             shard = np.searchsorted(self.first_id, ids, side="right") - 1
             row = ids - self.first_id[shard]
         if self._unmet and (self._layout_of[shard] < 0).any():
-            with self.lock:
+            with self.lock.here:
                 missing = np.unique(shard[self._layout_of[shard] < 0])
                 if len(missing):
                     self._meet(missing.tolist())
@@ -129,7 +129,7 @@ class RowIndexes:
                 page[mine] = self.table(int(number)).first_page[places.chunk[mine]] + in_chunk[mine]
         slots = places.row - in_chunk * per
         out = Located.empty(len(shard), wanted)
-        with self.lock:  # another thread's pages must not take the slots before they are read
+        with self.lock.here:  # another thread's pages must not take the slots before they are read
             self._locate(shard, page, slots, wanted, out)
         return out, self._files[shard]
 
@@ -146,20 +146,13 @@ class RowIndexes:
                 rows = np.flatnonzero(layouts == number)
                 locate(arena, at[rows], slots[rows], rows, program_for(self.layouts[number], wanted), out)
 
-    @property
-    def lock(self) -> threading.Lock:
-        """Held while pages come and go. A forked child has one of its own: its parent's may be held by nobody there."""
-        if self._lock[0] != os.getpid():
-            self._lock = (os.getpid(), threading.Lock())
-        return self._lock[1]
-
     def index_files(self, shard: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Return the store's handle of each shard's row index."""
         return self._index_files[shard]
 
     def header(self, shard: int) -> IndexHeader:
         """Return a shard's header, fetched and checked when first asked for."""
-        with self.lock:
+        with self.lock.here:
             if self._layout_of[shard] < 0:
                 self._meet([shard])
         return self.headers[shard]

@@ -26,6 +26,8 @@ WINDOW_IDS: Final = 4096
 _WINDOWS_A_BATCH: Final = 2
 """Windows submitted for each batch delivered, until the budget is used: the look-ahead grows without a stall."""
 
+_NOTHING: Final[deque[Ready]] = deque()
+
 Plan = Callable[[int], "tuple[NDArray[np.int64], NDArray[np.int64]] | None"]
 """plan(batches) -> ids and ends of at most so many further batches, None at the end."""
 
@@ -92,7 +94,7 @@ class Stream(Generic[T], Iterator[T]):
         except StopIteration:
             raise
         except BaseException:  # also Ctrl-C anywhere in between: to go on would skip what was lost
-            self.close()
+            self._ahead, self._ended = _NOTHING, True  # no call, which a second Ctrl-C could keep from being made
             raise
 
     def _deliver(self) -> T:

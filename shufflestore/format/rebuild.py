@@ -179,7 +179,9 @@ def _decode(array: pa.Array, target: pa.DataType) -> pa.Array:
     if pt.is_string_view(kind) or pt.is_binary_view(kind):
         return array.cast(target)
     if pt.is_map(kind):
-        offsets = integer_array(np.asarray(array.offsets)).cast(pa.int32())  # a copy: a mask wants offsets that are no slice
+        offsets = integer_array(np.asarray(array.offsets)).cast(
+            pa.int32()
+        )  # a copy: a mask wants offsets that are no slice
         return pa.MapArray.from_arrays(offsets, decoded(array.keys), decoded(array.items), target, mask=mask)
     # Lists of all kinds. Not by cast: pyarrow 26 leaves the last offset of a list view unset.
     flat = decoded(array.flatten())

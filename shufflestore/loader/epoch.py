@@ -78,13 +78,15 @@ class EpochIterator(Iterator[Any]):
         except StopIteration:
             raise
         except BaseException:
-            self._drop()
+            items, self._items = self._items, None  # here: a second interrupt could keep a call from doing it
+            self._give_up(items)
             raise
         self._progress.delivered += 1  # no call between this and the return, hence no signal's exception
         return batch
 
     def _begin(self) -> Iterator[Any]:
-        self._drop()
+        items, self._items = self._items, None
+        self._give_up(items)
         if self._read is None:
             self._read = self._bind()
         progress = self._progress
@@ -92,9 +94,7 @@ class EpochIterator(Iterator[Any]):
         self._process = os.getpid()
         return self._read(replace(progress.partition, start=progress.position))
 
-    def _drop(self) -> None:
-        """Give up what was read ahead."""
-        items, self._items = self._items, None
+    def _give_up(self, items: Iterator[Any] | None) -> None:
         closing = getattr(items, "close", None)
         if closing is not None and self._process == os.getpid():  # a parent's threads and locks are left alone
             closing()
@@ -102,4 +102,4 @@ class EpochIterator(Iterator[Any]):
     def close(self) -> None:
         """Stop reading ahead. Idempotent."""
         self._is_closed = True
-        self._drop()
+        self._give_up(self._items)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 __all__ = ["Transformed"]
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+
+_NOTHING: Final[deque[Future[Any]]] = deque()
 
 
 class Transformed(Generic[T, U], Iterator[U]):
@@ -36,6 +39,7 @@ class Transformed(Generic[T, U], Iterator[U]):
             failure, self._failure = self._failure, None
             self.close()
         except BaseException:  # also Ctrl-C anywhere in between: to go on would skip what was lost
+            self._ahead, self._ended = _NOTHING, True  # no call, which a second Ctrl-C could keep from being made
             self.close()
             raise
         if failure is not None:

@@ -89,22 +89,40 @@ def test_400_races_of_2_to_8_writers_lose_nothing(home, capsys):
         print(f"\nB5: 400 races, {survivors} survivors all committed once, {killed} killed, 0 lost")
 
 
-def test_two_processes_that_resume_one_conversion_both_succeed_and_commit_it_once(home):
-    for name in ("first", "append", "overwrite"):
-        layout = layouts.make(name, home / name)
-        for stop in range(0, len(layout.ops), 17):
-            target = layout.fresh("out")
-            with Forks() as forks:
-                assert forks.run(layout.job_at(target, die_at=len(layout.ops) // 2)).was_killed
-                slow = forks.start(layout.job_at(target, if_exists="resume", die_at=stop, signal="SIGSTOP"))
-                was_stopped = forks.wait(slow).was_stopped
-                assert forks.run(layout.job_at(target, if_exists="resume")).is_good
-                if was_stopped:
-                    os.kill(slow, signal.SIGCONT)
-                    ended = forks.wait(slow)
-                    assert ended.is_good, ended.error
-            layout.check_recovered(target)
-            assert len(stores.snapshots(target)) == len(stores.snapshots(layout.home / "base")) + 1
+def resume_twice(forks: Forks, layout: layouts.Layout, stop: int) -> None:
+    """Let a resume stop at one call while another does all the work, and then go on."""
+    target = layout.fresh("out")
+    assert forks.run(layout.job_at(target, die_at=len(layout.ops) // 2)).was_killed
+    slow = forks.start(layout.job_at(target, if_exists="resume", die_at=stop, signal="SIGSTOP"))
+    was_stopped = forks.wait(slow).was_stopped
+    assert forks.run(layout.job_at(target, if_exists="resume")).is_good
+    if was_stopped:
+        os.kill(slow, signal.SIGCONT)
+        ended = forks.wait(slow)
+        assert ended.is_good, ended.error
+    layout.check_recovered(target)
+    assert len(stores.snapshots(target)) == len(stores.snapshots(layout.home / "base")) + 1
+
+
+@pytest.mark.parametrize("name", ["first", "append", "overwrite"])
+def test_two_processes_that_resume_one_conversion_both_succeed_and_commit_it_once(home, name):
+    layout = layouts.make(name, home)
+    with Forks() as forks:
+        for stop in [*range(0, 30, 5), *range(30, len(layout.ops), 60)]:
+            resume_twice(forks, layout, stop)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", ["first", "splits", "append", "overwrite"])
+def test_two_processes_that_resume_one_conversion_succeed_wherever_one_is_stopped(home, name, capsys):
+    layout = layouts.make(name, home)
+    with Forks() as forks:
+        for stop in range(0, len(layout.ops), 3):
+            resume_twice(forks, layout, stop)
+    with capsys.disabled():
+        print(
+            f"\nB5 {name}: {len(range(0, len(layout.ops), 3))} pairs that resumed one conversion, each committed once"
+        )
 
 
 def test_of_two_conversions_to_a_new_target_one_is_refused_by_name(home):
@@ -309,7 +327,7 @@ def test_workers_die_with_a_converter_that_is_killed(home):
 
 
 def resume_and_check(home: Path) -> None:
-    options = ss.convert.run.ConvertOptions(worker_count=2, shards=ss.convert.run.ShardOptions(shard_bytes=400_000))
+    options = ss.convert.run.ConvertOptions(worker_count=2, shards=ss.convert.shards.ShardOptions(shard_bytes=400_000))
     with pytest.raises(AlreadyExists, match="unfinished"):
         ss.convert(home / "source", home / "out", options=options)
     report = ss.convert(home / "source", home / "out", if_exists="resume", options=options)
@@ -324,12 +342,12 @@ def test_a_converting_process_that_is_killed_is_an_error_that_says_how_to_go_on(
     """A worker, not the parent: nobody may wait for it for ever."""
     source = stores.parquet(home / "source", 6, 4_000)
     options = ss.convert.run.ConvertOptions(
-        worker_count=2, shards=ss.convert.run.ShardOptions(shard_bytes=400_000), progress=lambda *_: _kill_a_child()
+        worker_count=2, shards=ss.convert.shards.ShardOptions(shard_bytes=400_000), progress=lambda *_: _kill_a_child()
     )
     with pytest.raises(StorageError, match=r"a converting process died.*if_exists='resume'"):
         ss.convert(source, home / "out", options=options)
     ss.convert(source, home / "out", if_exists="resume", options=ss.convert.run.ConvertOptions(
-        worker_count=2, shards=ss.convert.run.ShardOptions(shard_bytes=400_000)))  # fmt: skip
+        worker_count=2, shards=ss.convert.shards.ShardOptions(shard_bytes=400_000)))  # fmt: skip
     assert stores.ids(home / "out") == list(range(24_000))
     assert not stores.leftovers(home / "out")
 

@@ -8,11 +8,14 @@ import pytest
 
 from tests.scenes import SCALE, good, run, save
 
-PRELUDE = """
+PRELUDE = (
+    """
 import atexit, gc, json, os, select, signal, sys, tempfile, threading, time
 import shufflestore as ss
 from tests import scenes
-""" + "folder, engine = sys.argv[1:3]\n"
+"""
+    + "folder, engine = sys.argv[1:3]\n"
+)
 
 WORK = """
 data = ss.open(folder, engine=engine)
@@ -173,7 +176,9 @@ def test_campaign_a_process_ends_in_every_manner_a_thousand_times(folder, engine
     ends(folder, engine, rounds, 3_000)
 
 
-@pytest.mark.parametrize("name", ["return with a loader", "an exception", "garbage in a cycle", "daemon threads iterate"])
+@pytest.mark.parametrize(
+    "name", ["return with a loader", "an exception", "garbage in a cycle", "daemon threads iterate"]
+)
 def test_a_fresh_interpreter_ends_likewise_with_all_warnings_on(folder, name):
     code, expected, word = ENDINGS[name]
     done = run(PRELUDE + "os.dup2(1, 4)\n" + WORK + code, folder, "auto", flags=("-X", "dev", "-W", "error"))

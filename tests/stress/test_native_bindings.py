@@ -69,7 +69,9 @@ def test_outputs_of_the_checksum_calls_are_not_converted_either():
         with pytest.raises(TypeError):
             _native.crc32c_spans(DATA, offsets, sizes, wrong)
     _native.crc32c_spans(DATA, offsets, sizes, out)
-    assert out[0] == _native.crc32c(DATA[:5]) == _native.crc32c(DATA[:5].tobytes()) == _native.crc32c(memoryview(DATA)[:5])
+    assert (
+        out[0] == _native.crc32c(DATA[:5]) == _native.crc32c(DATA[:5].tobytes()) == _native.crc32c(memoryview(DATA)[:5])
+    )
     with pytest.raises(ValueError, match="span 0"):
         _native.crc32c_spans(DATA, np.array([2**64 - 1, 0], np.uint64), sizes, out)
     with pytest.raises(ValueError, match="room"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import shufflestore as ss
+from shufflestore.errors import StorageError
 from shufflestore.orders.epoch import make_order
 from tests.scenes import SCALE, Held, check_batch, good, run, save, warm_indexes
 
@@ -61,7 +62,7 @@ for number in range(plan["lives"]):
     child = os.fork()
     if child == 0:
         os.setsid()
-        os.dup2(errors.fileno(), 2), os.dup2(tell, 4), os.close(tell)
+        os.dup2(errors.fileno(), 2), os.dup2(tell, 4)
         if kind == "SIGTERM, handled":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         life = kind, number
@@ -137,7 +138,11 @@ def audit(work, count: int) -> int:
         )
         for epoch, position, ids in lines:
             # Where the next life began says whether the last line's state was saved.
-            begun = (state["epoch"], state["position"]) if following is None else (following[0], following[1] - len(following[2]))
+            begun = (
+                (state["epoch"], state["position"])
+                if following is None
+                else (following[0], following[1] - len(following[2]))
+            )
             if following is not None and begun[1] == 0:
                 begun = (begun[0] - 1, N)
             if (epoch, position) <= begun:
@@ -148,7 +153,9 @@ def audit(work, count: int) -> int:
     expected = [
         (epoch, i)
         for epoch in range(epochs)
-        for i in make_order("global", N, SEED, epoch).ids(np.arange(N if epoch < epochs - 1 else state["position"])).tolist()
+        for i in make_order("global", N, SEED, epoch)
+        .ids(np.arange(N if epoch < epochs - 1 else state["position"]))
+        .tolist()
     ]
     assert done == expected
     return len(done)
@@ -160,8 +167,8 @@ def folder(tmp_path_factory):
 
 
 def test_a_training_loop_ends_at_once_and_its_state_goes_on_exactly(folder, tmp_path):
-    lives(folder, tmp_path, 18, KINDS, 1)
-    print(f"18 lives, {audit(tmp_path, 18):,} records, each epoch's exactly once in its order")
+    lives(folder, tmp_path, 20, KINDS, 1)
+    print(f"20 lives, {audit(tmp_path, 20):,} records, each epoch's exactly once in its order")
 
 
 def test_ctrl_c_ends_torchs_workers_too(folder, tmp_path):
@@ -298,6 +305,7 @@ def test_a_loaded_state_survives_an_interrupt_before_the_first_batch(folder, mon
     fresh.load_state_dict(state)
     again = iter(fresh)
     with monkeypatch.context() as patched:
+
         def interrupt(*_):
             raise KeyboardInterrupt
 
@@ -315,7 +323,7 @@ def test_signals_reach_pythons_handlers_while_another_thread_waits_for_a_read(fo
     held = Held(folder / "1.arrow")
     heard = threading.Event()
     try:
-        reader = threading.Thread(target=lambda: pytest.raises((ss.errors.StorageError), data.__getitem__, 400))
+        reader = threading.Thread(target=lambda: pytest.raises(StorageError, data.__getitem__, 400))
         reader.start()
         held.wait_for_openers()
         storm(lambda *_: heard.set())

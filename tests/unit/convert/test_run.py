@@ -12,7 +12,8 @@ import pytest
 import shufflestore as ss
 from shufflestore.convert import run as run_module
 from shufflestore.convert.base import Piece
-from shufflestore.convert.run import ConvertOptions, bundled
+from shufflestore.convert.bundles import bundled
+from shufflestore.convert.run import ConvertOptions
 from shufflestore.convert.shards import ShardOptions
 from shufflestore.errors import AlreadyExists, OptionError, SchemaError, SourceError
 from tests import stores

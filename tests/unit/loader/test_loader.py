@@ -23,7 +23,9 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     table = pa.table(
         {
-            "tokens": pa.array([list(range(i, i + int(k))) for i, k in enumerate(rng.integers(0, 9, N))], pa.list_(pa.int32())),
+            "tokens": pa.array(
+                [list(range(i, i + int(k))) for i, k in enumerate(rng.integers(0, 9, N))], pa.list_(pa.int32())
+            ),
             "label": pa.array(range(N), pa.int64()),
             "half": pa.array([[i, i + 1] for i in range(N)], pa.list_(pa.uint16(), 2)),
             "text": [f"record {i}" for i in range(N)],
@@ -93,7 +95,14 @@ def test_null_numbers_are_refused_by_name_unless_something_stands_for_them(folde
 def test_ranks_share_an_epoch_exactly_and_take_equally_many_steps(folder, world, batch, remainder):
     loaders = [
         ss.DataLoader(
-            folder, batch, shuffle=True, columns=["label"], return_ids=True, rank=r, world_size=world, remainder=remainder
+            folder,
+            batch,
+            shuffle=True,
+            columns=["label"],
+            return_ids=True,
+            rank=r,
+            world_size=world,
+            remainder=remainder,
         )
         for r in range(world)
     ]
@@ -121,9 +130,7 @@ def test_a_state_taken_anywhere_resumes_exactly_at_another_world_and_batch_size(
     assert len(json.dumps(state)) < 1024
     rest: list[int] = []
     for rank in range(world):
-        other = ss.DataLoader(
-            folder, 5, shuffle=True, columns=["label"], return_ids=True, rank=rank, world_size=world
-        )
+        other = ss.DataLoader(folder, 5, shuffle=True, columns=["label"], return_ids=True, rank=rank, world_size=world)
         other.load_state_dict(copy.deepcopy(state))
         assert other.remaining == len(got := ids_of(other))
         rest += sum(got, [])

@@ -1,0 +1,227 @@
+"""Pieces to bundles, bundles to shards: in this process, or side by side in several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from shufflestore.convert.base import Piece, Source, SourceSpec, from_spec, schema_from_text, schema_to_text
+from shufflestore.convert.journal import Journal
+from shufflestore.convert.options import ConvertOptions
+from shufflestore.convert.shards import ShardOptions, ShardWriter
+from shufflestore.convert.snapshot import Entries
+from shufflestore.errors import OutOfSpace, StorageError
+
+__all__ = ["Bundle", "bundled", "check_room", "write_bundles"]
+
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Consecutive pieces of one split that become a run of shards of their own."""
+
+    number: int
+    split: str
+    pieces: tuple[int, ...]
+    byte_count: int
+
+
+def bundled(pieces: Sequence[Piece], shard_bytes: int) -> list[Bundle]:
+    """Group consecutive pieces of a split until they fill a shard: a function of the pieces alone.
+
+    >>> [b.pieces for b in bundled([Piece(str(i), "train", 40, None, ()) for i in range(5)], 100)]
+    [(0, 1, 2), (3, 4)]
+    """
+    made: list[Bundle] = []
+    open_: dict[str, tuple[list[int], int]] = {}
+    for number, piece in enumerate(pieces):
+        members, size = open_.setdefault(piece.split, ([], 0))
+        members.append(number)
+        size += piece.byte_count
+        open_[piece.split] = (members, size)
+        if size >= shard_bytes:
+            made.append(Bundle(0, piece.split, tuple(members), size))
+            del open_[piece.split]
+    made += [Bundle(0, split, tuple(members), size) for split, (members, size) in open_.items()]
+    made.sort(key=lambda bundle: bundle.pieces)
+    return [Bundle(i, b.split, b.pieces, b.byte_count) for i, b in enumerate(made)]
+
+
+def check_room(folder: Path, bundles: Sequence[Bundle]) -> None:
+    """Raise OutOfSpace unless what these bundles will take is free."""
+    wanted = sum(bundle.byte_count for bundle in bundles)
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise OutOfSpace(
+            f"{folder}: about {wanted:,} bytes are to be written, {free:,} are free there; make room or choose another target"
+        )
+
+
+def write_bundles(
+    source: Source,
+    schema: pa.Schema,
+    pieces: Sequence[Piece],
+    bundles: Sequence[Bundle],
+    folder: Path,
+    journal: Journal,
+    options: ConvertOptions,
+) -> tuple[Entries, int]:
+    """Write every bundle that is not done yet; return all shards in order and how many were there."""
+    made: dict[int, list[dict[str, Any]]] = {}
+    for bundle in bundles:
+        done = journal.done(bundle.number)
+        if done is not None:
+            made[bundle.number] = done
+    resumed = sum(len(group) for group in made.values())
+    todo = [bundle for bundle in bundles if bundle.number not in made]
+    check_room(folder, todo)
+    spec = source.spec()
+    workers = min(options.worker_count or len(os.sched_getaffinity(0)), len(todo))
+    work = Work(str(folder), schema_to_text(schema), tuple(pieces), options.shards)
+    if spec is None or workers < 2:
+        _alone(source, work, todo, journal, options, made)
+    else:
+        _together(spec, work, todo, journal, options, made, workers)
+    return [(bundle.split, made[bundle.number]) for bundle in bundles], resumed
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker must know besides its bundle."""
+
+    folder: str
+    schema_text: str
+    """Not a pa.Schema: pickling one loses the names and the nullability of the items of fixed_size_list."""
+    pieces: tuple[Piece, ...]
+    shards: ShardOptions
+
+
+def write_bundle(source: Source, work: Work, bundle: Bundle, advance: Advance) -> list[dict[str, Any]]:
+    """Write one bundle's shards and return their rows of the shard table."""
+    prefix = f"{bundle.split}-{bundle.number:05d}"
+    writer = ShardWriter(Path(work.folder), prefix, schema_from_text(work.schema_text), work.shards, advance)
+    try:
+        for number in bundle.pieces:
+            if work.pieces[number].record_count == 0:
+                continue
+            for batch in source.read(work.pieces[number]):
+                writer.add(batch)
+        return writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _alone(
+    source: Source,
+    work: Work,
+    todo: Sequence[Bundle],
+    journal: Journal,
+    options: ConvertOptions,
+    made: dict[int, list[dict[str, Any]]],
+) -> None:
+    totals = [0, 0, 0]
+    all_bytes = sum(piece.byte_count for piece in work.pieces) or None
+    last = 0.0
+
+    def advance(records: int, size: int) -> None:
+        nonlocal last
+        totals[0] += records
+        totals[1] += size
+        if options.progress is not None and time.monotonic() - last > 0.1:
+            last = time.monotonic()
+            options.progress(totals[0], totals[1], totals[2], all_bytes)
+
+    for bundle in todo:
+        made[bundle.number] = write_bundle(source, work, bundle, advance)
+        journal.note(bundle.number, made[bundle.number])
+        totals[2] += bundle.byte_count
+    if options.progress is not None:
+        options.progress(totals[0], totals[1], totals[2], all_bytes)
+
+
+def _together(
+    spec: SourceSpec,
+    work: Work,
+    todo: Sequence[Bundle],
+    journal: Journal,
+    options: ConvertOptions,
+    made: dict[int, list[dict[str, Any]]],
+    workers: int,
+) -> None:
+    # Spawned, not forked: this process may hold threads of torch, Arrow or the user.
+    context = multiprocessing.get_context("spawn")
+    counters = context.Array("q", 3)  # records, bytes, and whether to stop
+    all_bytes = sum(piece.byte_count for piece in work.pieces) or None
+    source_bytes = 0
+    with ProcessPoolExecutor(workers, context, _start_worker, (spec, work, counters)) as pool:
+        # Workers inherit the mask: Ctrl-C reaches all of them, but the parent alone decides, and tells.
+        unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            waiting = {pool.submit(_in_worker, bundle): bundle for bundle in todo}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
+        try:
+            while waiting:
+                finished, _ = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    bundle = waiting.pop(future)
+                    made[bundle.number] = future.result()  # no deadline: it is done
+                    journal.note(bundle.number, made[bundle.number])
+                    source_bytes += bundle.byte_count
+                if options.progress is not None:
+                    options.progress(counters[0], counters[1], source_bytes, all_bytes)
+        except BrokenProcessPool as cause:
+            raise StorageError(
+                f"{work.folder}: a converting process died (killed, or out of memory); what is finished is kept: "
+                "go on with if_exists='resume', with fewer workers if memory was short"
+            ) from cause
+        finally:
+            counters[2] = 1  # after an error or Ctrl-C nobody waits for what is left of other bundles
+            for future in waiting:
+                future.cancel()
+
+
+_worker: tuple[Source, Work, Any] | None = None
+"""In a worker process: its source, opened once."""
+
+
+def _start_worker(spec: SourceSpec, work: Work, counters: Any) -> None:
+    global _worker
+    threading.Thread(target=_die_with_parent, name="shufflestore-orphan", daemon=True).start()
+    _worker = (from_spec(spec), work, counters)
+
+
+def _die_with_parent() -> None:
+    """A pool's workers wait for work for ever once its process was killed: they hold both ends of its pipes."""
+    parent = multiprocessing.parent_process()
+    while parent is not None and parent.is_alive():
+        parent.join(timeout=60.0)
+    os._exit(1)
+
+
+def _in_worker(bundle: Bundle) -> list[dict[str, Any]]:
+    assert _worker is not None, "the initializer ran"
+    source, work, counters = _worker
+
+    def advance(records: int, size: int) -> None:
+        with counters.get_lock():
+            counters[0] += records
+            counters[1] += size
+        if counters[2]:
+            raise KeyboardInterrupt
+
+    return write_bundle(source, work, bundle, advance)
