@@ -23,6 +23,8 @@ happened, the values, what was allowed and the next step.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AlreadyExists",
     "CorruptData",
@@ -52,6 +54,22 @@ class ShuffleStoreError(Exception):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes with the message, notes and cause; Python's own way loses the cause."""
+        cause = {} if self.__cause__ is None else {"__cause__": _portable(self.__cause__)}
+        return type(self), self.args, self.__dict__ | cause
+
+
+def _portable(cause: BaseException) -> BaseException:
+    """A cause that can cross processes: itself, or what it says if it may hold what cannot."""
+    plain = (str, bytes, int, float, type(None))
+    of_python = type(cause).__reduce__ in (BaseException.__reduce__, OSError.__reduce__)
+    if isinstance(cause, ShuffleStoreError):
+        return cause
+    if of_python and type(cause).__module__ == "builtins" and all(isinstance(a, plain) for a in cause.args):
+        return cause
+    return ShuffleStoreError(f"{type(cause).__name__}: {cause}")
 
 
 class OptionError(ShuffleStoreError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Final
 
@@ -226,7 +227,9 @@ class Pages:
     """Index pages in slots of one arena; when it is full, those not used lately make room (second chance)."""
 
     def __init__(self, indexes: RowIndexes, memory_bytes: int) -> None:
-        of = self._all = indexes
+        of = indexes
+        # Not a cycle: a data set that was dropped ends its threads and closes its files at once.
+        self._all: RowIndexes = weakref.proxy(indexes)
         self._slot_bytes = int(of.page_bytes.max(initial=4096))
         total = int(of.first_page[-1])
         self._slots = max(min(max(memory_bytes // self._slot_bytes, LEAST_SLOTS), total), 1)

@@ -82,6 +82,8 @@ class Stream(Generic[T], Iterator[T]):
         self.ahead_bytes = 0
         """Bytes of batches that were submitted and not delivered."""
         self._window = 1
+        self._has_begun = False
+        """Whether the first batch, which nothing may delay, is on its way."""
         self._ended = False
         self._process = os.getpid()
 
@@ -94,7 +96,8 @@ class Stream(Generic[T], Iterator[T]):
         except StopIteration:
             raise
         except BaseException:  # also Ctrl-C anywhere in between: to go on would skip what was lost
-            self._ahead, self._ended = _NOTHING, True  # no call, which a second Ctrl-C could keep from being made
+            # No call, which a second Ctrl-C could keep from being made.
+            self._ahead, self.ahead_bytes, self._ended = _NOTHING, 0, True
             raise
 
     def _deliver(self) -> T:
@@ -109,8 +112,9 @@ class Stream(Generic[T], Iterator[T]):
             raise StopIteration
         ready = self._ahead.popleft()
         self.ahead_bytes -= ready.byte_count
-        if not self._ahead:
+        if not self._ahead and self._has_begun:
             self._look_ahead()  # work for the core while this batch is waited for and put together
+        self._has_begun = True
         try:
             return self._finish(ready.ids, self._reading.deliver(ready))
         except StopIteration as cause:  # of a user's function: must not pass for the end of the data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from shufflestore.errors import EngineUnavailable, OptionError
 from shufflestore.storage.base import READ, UNKNOWN_SIZE, Pending, ReadFailure
 from shufflestore.storage.posix import Folder
-from shufflestore.storage.process import ProcessLock
+from shufflestore.storage.process import ProcessLock, briefly
 
 if TYPE_CHECKING:
     from shufflestore import _native
@@ -101,7 +102,7 @@ class LocalStore(Folder):
         self._files: list[tuple[str, int]] = []
         self._data_bytes = 0
         self._is_closed = False
-        self._lock = ProcessLock(self._forget)
+        self._lock = ProcessLock()
         self._forget()
         if engine != "auto":
             self._readers.append(self._make_reader(engine, "asked for by name"))
@@ -122,7 +123,7 @@ class LocalStore(Folder):
         if number is not None:
             return number
         path = self.path(name)
-        with self._lock.here:
+        with self._lock_here():
             number = self._numbers.get(name)
             if number is None:
                 self._files.append((path, size))
@@ -161,7 +162,7 @@ class LocalStore(Folder):
     def close(self) -> None:
         """End all reads and release all files. Idempotent."""
         self._is_closed = True
-        with self._lock.here:
+        with self._lock_here():
             for reader in self._readers:
                 reader.close()
 
@@ -174,14 +175,21 @@ class LocalStore(Folder):
 
     def _forget(self) -> None:
         """Start afresh in this process, without a parent's threads."""
-        self._pid = os.getpid()
         self._readers: list[_native.Reader] = []
         self._reason = ""
         self._chosen_for = 0
+        self._pid = os.getpid()
+
+    def _lock_here(self) -> threading.Lock:
+        if not self._is_current():
+            with briefly:
+                if not self._is_current():
+                    self._forget()
+        return self._lock.here
 
     def _reader(self) -> _native.Reader:
         """The reader for the next batch, made now if there is none or if the data has outgrown it."""
-        with self._lock.here:
+        with self._lock_here():
             if self._is_closed:
                 raise ValueError(f"{self.uri}: the store is closed")
             if self._readers and not self._has_outgrown():

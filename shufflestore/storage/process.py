@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 
 __all__ = ["ProcessLock", "briefly"]
 
@@ -16,14 +15,9 @@ os.register_at_fork(before=briefly.acquire, after_in_parent=briefly.release, aft
 class ProcessLock:
     """A lock that may be held for long: each process has one of its own."""
 
-    def __init__(self, begin: Callable[[], None] | None = None) -> None:
-        """Make the lock of this process.
-
-        Args:
-            begin: Called once in each process that asks for the lock, the first time, nothing being held.
-        """
-        self._begin = begin
-        self._process = -1
+    def __init__(self) -> None:
+        """Make the lock of this process."""
+        self._process = os.getpid()
         self._lock = threading.Lock()
 
     @property
@@ -33,7 +27,5 @@ class ProcessLock:
             with briefly:
                 if self._process != os.getpid():
                     self._lock = threading.Lock()
-                    if self._begin is not None:
-                        self._begin()
                     self._process = os.getpid()
         return self._lock

@@ -14,6 +14,7 @@ import pytest
 
 import shufflestore as ss
 from shufflestore.convert.journal import Journal
+from shufflestore.convert.run import ConvertOptions
 from shufflestore.errors import AlreadyExists, StorageError
 from tests import crashes, layouts, stores
 from tests.crashes import Forks
@@ -273,6 +274,8 @@ PROGRAM = """
 import os, signal, sys
 from shufflestore.cli.main import main
 from shufflestore.convert.journal import Journal
+from shufflestore.convert.run import ConvertOptions
+from shufflestore.convert.shards import ShardOptions
 note = Journal.note
 def noting(self, bundle, entries):
     note(self, bundle, entries)
@@ -327,7 +330,7 @@ def test_workers_die_with_a_converter_that_is_killed(home):
 
 
 def resume_and_check(home: Path) -> None:
-    options = ss.convert.run.ConvertOptions(worker_count=2, shards=ss.convert.shards.ShardOptions(shard_bytes=400_000))
+    options = ConvertOptions(worker_count=2, shards=ss.convert.shards.ShardOptions(shard_bytes=400_000))
     with pytest.raises(AlreadyExists, match="unfinished"):
         ss.convert(home / "source", home / "out", options=options)
     report = ss.convert(home / "source", home / "out", if_exists="resume", options=options)
@@ -341,12 +344,12 @@ def resume_and_check(home: Path) -> None:
 def test_a_converting_process_that_is_killed_is_an_error_that_says_how_to_go_on(home, monkeypatch):
     """A worker, not the parent: nobody may wait for it for ever."""
     source = stores.parquet(home / "source", 6, 4_000)
-    options = ss.convert.run.ConvertOptions(
+    options = ConvertOptions(
         worker_count=2, shards=ss.convert.shards.ShardOptions(shard_bytes=400_000), progress=lambda *_: _kill_a_child()
     )
     with pytest.raises(StorageError, match=r"a converting process died.*if_exists='resume'"):
         ss.convert(source, home / "out", options=options)
-    ss.convert(source, home / "out", if_exists="resume", options=ss.convert.run.ConvertOptions(
+    ss.convert(source, home / "out", if_exists="resume", options=ConvertOptions(
         worker_count=2, shards=ss.convert.shards.ShardOptions(shard_bytes=400_000)))  # fmt: skip
     assert stores.ids(home / "out") == list(range(24_000))
     assert not stores.leftovers(home / "out")

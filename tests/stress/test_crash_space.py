@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import shufflestore as ss
-from shufflestore.convert import run as run_module
+from shufflestore.convert.journal import Journal
 from shufflestore.errors import OutOfSpace
 from shufflestore.storage import commit
 from tests import layouts, stores
@@ -94,10 +94,10 @@ def test_a_disk_that_fills_up_says_so_leaves_nothing_and_can_be_gone_on_with(who
 
 
 @pytest.mark.campaign
-def test_a_disk_that_fills_up_in_steps_of_4_kib(whole, monkeypatch, capsys):
+def test_a_disk_that_fills_up_in_steps_of_16_kib(whole, monkeypatch, capsys):
     home, digests, size = whole
     refused = 0
-    for room in range(0, size - 4096, 4096):
+    for room in range(0, size - 4096, 16_384):
         target = home / "step"
         shutil.rmtree(target, ignore_errors=True)
         refused += fill_and_go_on(target, [room], monkeypatch)
@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_in_steps_of_4_kib(whole, monkeypatch, capsys):
 def test_free_space_is_looked_at_before_anything_is_written(tmp_path, monkeypatch):
     source = stores.parquet(tmp_path / "source", 2, 50)
     free = shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     with pytest.raises(OutOfSpace, match=r"[\d,]+ bytes are to be written, 10 are free there; make room"):
         ss.convert(source, tmp_path / "out", options=stores.small())
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
@@ -120,12 +120,12 @@ def test_free_space_is_looked_at_before_anything_is_written(tmp_path, monkeypatc
 def test_what_a_resume_needs_is_only_what_is_not_there_yet(tmp_path, monkeypatch):
     layout = layouts.make("first", tmp_path)
     target = layout.fresh("out")
-    monkeypatch.setattr(run_module.Journal, "end", lambda self: 1 / 0)
+    monkeypatch.setattr(Journal, "end", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # all is written but the end of it
         stores.ss.convert(layout.job["source"], target, options=stores.small())
     monkeypatch.undo()
     shutil.rmtree(target / "snapshots")
-    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
     report = ss.convert(layout.job["source"], target, if_exists="resume", options=stores.small())
     assert report.resumed_shard_count == report.shard_count
     layout.check_recovered(target)

@@ -37,6 +37,10 @@ class Column(Protocol):
     def add_all(self, values: list[Any]) -> int: ...  # about their bytes; cannot be undone
 
 
+_NUMPY: Final[dict[Any, type]] = {int: np.integer, float: np.floating, bool: np.bool_}
+"""numpy's scalars that Arrow takes as it takes Python's."""
+
+
 class _ScalarColumn:
     """Numbers, booleans, and the types that only pyarrow knows, such as timestamps."""
 
@@ -69,7 +73,7 @@ class _ScalarColumn:
         self._values.pop()
 
     def fits(self, values: list[Any]) -> bool:
-        if set(map(type, values)) != {self._easy}:
+        if not all(kind is self._easy or issubclass(kind, _NUMPY.get(self._easy, ())) for kind in set(map(type, values))):
             return False
         return self._easy is not int or bool(self._low <= min(values) and max(values) <= self._high)
 
