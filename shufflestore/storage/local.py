@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflestore.errors import EngineUnavailable, OptionError
+from shufflestore.errors import EngineUnavailable, OptionError, StorageError
 from shufflestore.storage.base import READ, UNKNOWN_SIZE, Pending, ReadFailure
 from shufflestore.storage.posix import Folder
 from shufflestore.storage.process import ProcessLock, briefly
@@ -148,6 +148,8 @@ class LocalStore(Folder):
                 np.ascontiguousarray(output_sizes, dtype=np.uint64),
             )
         except ValueError as cause:
+            if "closed" in str(cause):  # not by `close`, which was asked about above: by the end of the interpreter
+                raise StorageError(f"{self.uri}: {cause}: the interpreter is ending; read before that") from cause
             raise ValueError(f"{self.uri}: {cause}") from cause
         return [LocalPending(batch, reader) for batch in batches]
 

@@ -123,10 +123,11 @@ class Failing(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_torchs_workers_hand_errors_over_by_class_and_message(workers):
-    for i, kind in enumerate(ALL):
-        loader = torch.utils.data.DataLoader(Failing(), 1, sampler=[i], num_workers=workers, timeout=60 * workers)
+    iterator = iter(torch.utils.data.DataLoader(Failing(), 1, num_workers=workers, timeout=60 * workers))
+    for kind in ALL:
         with pytest.raises(kind) as caught:
-            next(iter(loader))
+            next(iterator)
+        assert type(caught.value) is kind
         assert MESSAGE in str(caught.value)
         if workers:
             assert "ValueError: inner" in str(caught.value)
@@ -154,21 +155,25 @@ def damaged(path, how):
     return opened, NotFound, "1.arrow"
 
 
-@pytest.mark.parametrize("workers", [None, 0, 2])
-@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+# torch takes 5 s a worker to shut workers down after an error of theirs, whatever the data set: hence one.
+@pytest.mark.parametrize(
+    ("how", "workers"), [("flip", None), ("cut", None), ("gone", None), ("cut", 0), ("gone", 0), ("flip", 1)]
+)
 def test_what_native_threads_find_is_raised_by_name_where_its_batch_is_due(tmp_path, how, workers):
     source, kind, words = damaged(tmp_path / "data", how)
     if workers is None:
         loader = ss.DataLoader(source, 10, return_ids=True)
-        good = []
+        good: list[int] = []
         with pytest.raises(kind, match=words) as caught:
-            good += [check_batch(batch) for batch in loader]
-        assert [i for ids in good for i in ids] == list(range(len(good) * 10))
-        assert len(good) >= 10
+            for batch in loader:
+                good += check_batch(batch)
+        assert good == list(range(150 if how == "flip" else 100))
         assert type(pickle.loads(pickle.dumps(caught.value))) is kind
     else:
         data = source if isinstance(source, ss.Dataset) else ss.open(source)
-        loader = torch.utils.data.DataLoader(data, 10, num_workers=workers, collate_fn=list, timeout=60 if workers else 0)
+        loader = torch.utils.data.DataLoader(
+            data, 10, num_workers=workers, collate_fn=list, timeout=60 if workers else 0
+        )
         with pytest.raises(kind, match=words):
             list(loader)
 

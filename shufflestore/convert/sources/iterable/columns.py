@@ -73,7 +73,9 @@ class _ScalarColumn:
         self._values.pop()
 
     def fits(self, values: list[Any]) -> bool:
-        if not all(kind is self._easy or issubclass(kind, _NUMPY.get(self._easy, ())) for kind in set(map(type, values))):
+        if not all(
+            kind is self._easy or issubclass(kind, _NUMPY.get(self._easy, ())) for kind in set(map(type, values))
+        ):
             return False
         return self._easy is not int or bool(self._low <= min(values) and max(values) <= self._high)
 

@@ -25,6 +25,7 @@ class RecordBuilder:
     Values are copied when added, but for what stands inside of nested lists and dicts. After an
     error the builder is as it was before the record.
 
+    >>> import numpy as np
     >>> builder = RecordBuilder()
     >>> builder.add({"x": np.arange(2), "y": None})
     >>> builder.add({"x": np.arange(3), "y": "b"})

@@ -1,0 +1,184 @@
+"""Memory, descriptors, threads and maps do not grow: with epochs, abandoned iterators, opened data sets (H1, H2)."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import weakref
+from collections.abc import Callable
+
+import pytest
+
+import shufflestore as ss
+from shufflestore.format import decode, layout, resolve
+from tests.scenes import SCALE, check_batch, descriptors, maps, resident_bytes, save, threads
+
+pytestmark = pytest.mark.serial
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("soak") / "tiny", 12, files=2, chunk_rows=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("soak") / "data", 1_000)
+
+
+def slope(samples: list[int]) -> float:
+    """Theil-Sen: the median of the slopes of all pairs, in bytes a sample."""
+    return statistics.median((b - a) / (j - i) for (i, a), (j, b) in itertools.combinations(enumerate(samples), 2))
+
+
+def forget() -> None:
+    """Empty the caches of plans, which are bounded, so that what is left can be counted."""
+    for module in (decode, layout, resolve):
+        for value in vars(module).values():
+            if hasattr(value, "cache_clear"):
+                assert value.cache_info().maxsize is not None
+                value.cache_clear()
+    gc.collect()
+
+
+def flat(work: Callable[[], None], rounds: int, growth_bytes: int = 4 * MIB) -> None:
+    """Do the work again and again; assert that after a warm-up nothing has grown."""
+    for _ in range(max(rounds // 10, 3)):
+        work()
+    forget()
+    before = threads(), descriptors(), maps(), len(gc.get_objects())
+    samples = [resident_bytes()]
+    step = max(rounds // 40, 1)
+    for i in range(rounds):
+        work()
+        if (i + 1) % step == 0:
+            samples.append(resident_bytes())
+    forget()
+    after = threads(), descriptors(), maps(), len(gc.get_objects())
+    growth = slope(samples) * len(samples)
+    print(
+        f"{rounds:,} rounds: memory {growth / MIB:+.2f} MiB by its slope, {(max(samples) - samples[0]) / MIB:+.2f} at most"
+    )
+    assert after[:3] == before[:3], "threads, descriptors, maps"
+    assert after[3] - before[3] < 200, "objects"
+    assert growth <= growth_bytes / 2, samples
+    assert max(samples) - samples[0] <= growth_bytes + 8 * MIB, samples
+
+
+def epochs(tiny) -> Callable[[], None]:
+    loader = ss.DataLoader(tiny, 5, shuffle=True, return_ids=True)
+
+    def work() -> None:
+        assert sorted(i for batch in loader for i in check_batch(batch)) == list(range(12))
+
+    return work
+
+
+def abandoned(data) -> Callable[[], None]:
+    loader = ss.DataLoader(data, 5, shuffle=True, return_ids=True)
+    fates = itertools.cycle(range(4))
+
+    def work() -> None:
+        fate = next(fates)
+        iterator = iter(loader) if fate < 3 else data.batches(5, shuffle=True, options=ss.BatchOptions(return_ids=True))
+        for _ in range(fate):
+            check_batch(next(iterator))
+
+    return work
+
+
+def abandoned_loaders(data) -> Callable[[], None]:
+    def work() -> None:
+        loader = ss.DataLoader(data, 5, return_ids=True, transform=dict, transform_threads=2)
+        check_batch(next(iter(loader)))
+
+    return work
+
+
+def opened(folder, engine, ends: str) -> Callable[[], None]:
+    def work() -> None:
+        data = ss.open(folder, engine=engine)
+        check_batch(next(iter(ss.DataLoader(data, 20, shuffle=True, return_ids=True))))
+        if ends == "closed":
+            data.close()
+
+    return work
+
+
+def test_two_thousand_epochs_of_a_tiny_set(tiny):
+    flat(epochs(tiny), 2_000)
+
+
+def test_two_thousand_abandoned_iterators(folder):
+    with ss.open(folder) as data:
+        flat(abandoned(data), 2_000)
+
+
+def test_abandoned_loaders_with_transforms_leave_no_thread(folder):
+    with ss.open(folder) as data:
+        flat(abandoned_loaders(data), 200)
+
+
+@pytest.mark.parametrize("ends", ["closed", "dropped"])
+def test_data_sets_opened_and_closed_or_dropped(folder, ends):
+    flat(opened(folder, "auto", ends), 150)
+
+
+def test_what_is_dropped_is_gone_without_the_collector(folder):
+    """Threads, files and the look-ahead of 64 MiB must not wait for a collection that may come late."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = threads(), descriptors(), maps()
+        for engine in ("mmap", "pread"):
+            data = ss.open(folder, engine=engine)
+            for loader in (
+                ss.DataLoader(data, 5, return_ids=True),
+                ss.DataLoader(data, 5, return_ids=True, format="numpy"),
+            ):
+                iterator = iter(loader)
+                check_batch(next(iterator))
+            assert threads() > before[0]
+            del iterator, loader, data
+            assert (threads(), descriptors(), maps()) == before
+    finally:
+        gc.enable()
+
+
+def test_a_broken_off_loop_gives_its_look_ahead_back_at_once(folder):
+    loader = ss.DataLoader(folder, 5, return_ids=True)
+    for step, batch in enumerate(loader):
+        check_batch(batch)
+        if step == 2:
+            stream = weakref.ref(loader._iterator()._items)
+            assert stream()._ahead, "something was read ahead"
+            break
+    assert stream() is None
+    assert loader._iterator() is None
+    assert loader.state_dict()["position"] == 15
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3600)
+def test_campaign_ten_thousand_of_each(tiny, folder):
+    flat(epochs(tiny), int(10_000 * SCALE))
+    for engine in ("mmap", "pread"):
+        with ss.open(folder, engine=engine) as data:
+            flat(abandoned(data), int(10_000 * SCALE))
+            flat(abandoned_loaders(data), int(2_000 * SCALE))
+        for ends in ("closed", "dropped"):
+            flat(opened(folder, engine, ends), int(1_000 * SCALE))
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3600)
+def test_campaign_two_hundred_thousand_batches(folder):
+    with ss.open(folder) as data:
+        loader = ss.DataLoader(data, 5, shuffle=True, return_ids=True)
+
+        def work() -> None:
+            assert sorted(i for batch in loader for i in check_batch(batch)) == list(range(1_000))
+
+        flat(work, int(1_000 * SCALE))
