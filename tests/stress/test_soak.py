@@ -123,7 +123,7 @@ def test_abandoned_loaders_with_transforms_leave_no_thread(folder):
 
 @pytest.mark.parametrize("ends", ["closed", "dropped"])
 def test_data_sets_opened_and_closed_or_dropped(folder, ends):
-    flat(opened(folder, "auto", ends), 150)
+    flat(opened(folder, "auto", ends), 300)
 
 
 def test_what_is_dropped_is_gone_without_the_collector(folder):
