@@ -11,8 +11,7 @@ import threading
 import pytest
 
 import shufflestore as ss
-from shufflestore.orders import kernels
-from tests.scenes import SCALE, check_batch, check_record, child_code, good, run, save, threads
+from tests.scenes import SCALE, Held, check_batch, check_record, child_code, good, run, save, threads, warm_indexes
 
 N = 1_000
 # Python 3.12 on warns of forks with threads: our subject.
@@ -104,6 +103,53 @@ def test_campaign_a_thousand_forks(folder):
 
 
 @pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_child_goes_on_where_its_parents_reads_and_transforms_were_under_way(tmp_path, engine, count):
+    """The parent's native threads wait for a file and its transform for a word: neither exists in the child."""
+    folder = save(tmp_path / "data", N, files=2)
+    data = ss.open(folder, engine=engine)
+    warm_indexes(data)
+    parent, word = os.getpid(), threading.Event()
+
+    def transform(batch):
+        assert os.getpid() != parent or word.wait(60)
+        return batch
+
+    held = Held(folder / "1.arrow")  # records [500, 1000)
+    small = {"prefetch_bytes": 1 << 13}
+    reading = [
+        iter(ss.DataLoader(data, 50, return_ids=True, **small)),
+        data.batches(50, options=ss.BatchOptions(return_ids=True, **small)),
+    ]
+    seen = [[i for _ in range(9) for i in check_batch(next(iterator))] for iterator in reading]
+    transforming = iter(ss.DataLoader(data, 50, return_ids=True, transform=transform, transform_threads=count))
+    done: list[int] = []
+    waiting = threading.Thread(target=lambda: done.extend(check_batch(next(transforming))), daemon=True)
+    try:
+        held.wait_for_openers()
+        waiting.start()
+
+        def go_on() -> None:
+            held.restore()
+            for iterator, before in zip(reading, seen, strict=True):
+                assert before + [i for batch in iterator for i in check_batch(batch)] == list(range(N))
+
+        assert child_code(go_on) == 0
+        word.set()
+        waiting.join(60)
+        assert done == list(range(50))
+        word.clear()  # what is ahead of that iterator now waits for ever
+
+        def go_on_transforming() -> None:
+            assert done + [i for batch in transforming for i in check_batch(batch)] == list(range(N))
+
+        assert child_code(go_on_transforming) == 0
+    finally:
+        word.set()
+        held.close()
+
+
+@pytest.mark.parametrize("engine", ["mmap", "pread"])
 def test_a_child_goes_on_with_its_parents_iterator_where_the_parent_stood(folder, engine):
     data = ss.open(folder, engine=engine)
     for iterator in (
@@ -146,35 +192,37 @@ def test_a_child_that_uses_nothing_starts_no_thread_and_closes_nothing_of_its_pa
         assert threads() == 1
         gc.collect()
         assert threads() == 1
+        check_record(data[3], 3)
+        assert threads() > 1
 
     assert child_code(alone) == 0
     assert child_code(data.close) == 0
     assert sum(len(check_batch(batch)) for batch in iterator) == N - 50
 
 
-def test_kernels_compiled_before_the_fork_run_in_the_child_and_may_be_compiled_there(folder):
-    kernels.warm()
-    loader = loader_of(folder)
-
-    def work() -> None:
-        assert kernels.is_warm()
-        check_epoch(loader)
-
-    assert child_code(work) == 0
+def test_kernels_may_be_compiled_before_the_fork_after_it_and_during_it():
     program = """
-        import os
+        import threading
+        import numpy as np
         from tests import scenes
         from shufflestore.orders import kernels
         from shufflestore.orders.epoch import GlobalOrder
-        import numpy as np
+
         positions = np.arange(5_000)
         expected = GlobalOrder(100_000, 1).ids(positions).tolist()
+
         def work():
             kernels.warm()
             assert GlobalOrder(100_000, 1).ids(positions).tolist() == expected
+
         assert scenes.child_code(work) == 0
-        kernels.warm()
+        compiling = threading.Thread(target=kernels.warm)
+        compiling.start()
+        while compiling.is_alive():
+            assert scenes.child_code(kernels.warm) == 0
+        compiling.join(60)
         assert scenes.child_code(work) == 0
+        work()
     """
     good(run(program))
 
@@ -201,10 +249,6 @@ def test_a_pool_of_processes_reads_one_data_set(folder):
     good(run(program, folder, "fork"))
 
 
-def _epoch(data, out) -> None:
-    out.put(sorted(i for batch in loader_of(data) for i in check_batch(batch)))
-
-
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_a_data_set_and_its_views_are_arguments_of_a_process(folder, method):
     data = ss.open(folder)
@@ -212,15 +256,15 @@ def test_a_data_set_and_its_views_are_arguments_of_a_process(folder, method):
     context = multiprocessing.get_context(method)
     out = context.Queue()
     for view, expected in ((data, list(range(N))), (data.select([5, 3, 999]), [3, 5, 999])):
-        process = context.Process(target=_labels, args=(view, out))
+        process = context.Process(target=_numbers, args=(view, out))
         process.start()
         assert sorted(out.get(timeout=60)) == expected
         process.join(60)
         assert process.exitcode == 0
 
 
-def _labels(data, out) -> None:
-    out.put([int(i) for batch in loader_of(data.project(["label"])) for i in batch["label"]])
+def _numbers(data, out) -> None:
+    out.put([int(i) for batch in data.project(["label"]).batches(50, shuffle=True) for i in batch["label"]])
 
 
 def test_two_threads_of_a_child_start_with_one_set_of_files_between_them(folder):
