@@ -58,6 +58,7 @@ class MemoryStore:
         self.files = dict(files)
         self.uri = uri
         self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
         self.read_names: set[str] = set()
         """Files of which something was read."""
 
@@ -67,8 +68,10 @@ class MemoryStore:
         return self.files[name]
 
     def handle(self, name: str, size: int) -> int:
-        self.names.append(name)
-        return len(self.names) - 1
+        number = self._numbers.setdefault(name, len(self.names))
+        if number == len(self.names):
+            self.names.append(name)
+        return number
 
     def submit(
         self, reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64]

@@ -27,7 +27,7 @@ from shufflestore.dataset.residency import RowIndexes
 from shufflestore.errors import CorruptData, NotFound, OptionError, SchemaError
 from shufflestore.format.manifest import Manifest, Shards, snapshot_name, snapshot_number
 from shufflestore.format.rebuild import integer_array
-from shufflestore.format.schema import build_tree
+from shufflestore.format.schema import tree_of
 from shufflestore.storage.base import Store
 from shufflestore.storage.local import LocalStore
 
@@ -218,7 +218,7 @@ def open_store(
     used = shards.column("record_count") > 0
     if not used.all():
         shards = Shards(shards.table.take(integer_array(np.flatnonzero(used))))
-    tree = build_tree(manifest.schema)
+    tree = tree_of(manifest.schema)
     reading = Reading(RowIndexes(store, tree, shards, index_memory_bytes), verify)
 
     def nowhere(*_: Any) -> Dataset:

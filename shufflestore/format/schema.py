@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ import pyarrow.types as pt
 
 from shufflestore.errors import SchemaError, UnsupportedFeature
 
-__all__ = ["Buffer", "Node", "ROW", "Role", "Tree", "build_tree", "plain_type", "schema_digest"]
+__all__ = ["Buffer", "Node", "ROW", "Role", "Tree", "build_tree", "plain_type", "schema_digest", "tree_of"]
 
 ROW: Final = -1
 """The level of what is counted in rows."""
@@ -284,6 +284,12 @@ def build_tree(schema: pa.Schema, whole: Sequence[int] | frozenset[int] = ()) ->
         else:
             builder.walk(field.name, field.type, i, -1, ROW, 1)
     return Tree(schema, tuple(builder.nodes), tuple(builder.buffers), builder.levels, forced)
+
+
+@lru_cache(maxsize=64)
+def tree_of(schema: pa.Schema) -> Tree:
+    """Return the tree of a schema, the same one for equal schemas, so that what is kept for a tree is kept once."""
+    return build_tree(schema)
 
 
 def schema_digest(schema: pa.Schema) -> bytes:
