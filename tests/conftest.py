@@ -15,27 +15,8 @@ settings.register_profile("shufflestore", deadline=None, suppress_health_check=[
 settings.load_profile("shufflestore")
 
 
-# Written last and seen to hang or fail once on a loaded machine (a wait after a fork with whole-chunk columns): run with
-# the campaigns until that is found and mended, then back to the suite of every commit.
-UNSETTLED = frozenset(
-    {
-        "test_buffers.py",
-        "test_errors_travel.py",
-        "test_exactly_once.py",
-        "test_fork.py",
-        "test_signals.py",
-        "test_soak.py",
-        "test_threads.py",
-        "test_torch_dataloader.py",
-    }
-)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave campaigns out unless they are asked for by name."""
-    for item in items:
-        if item.path.name in UNSETTLED:
-            item.add_marker(pytest.mark.campaign)
     if config.option.markexpr == "campaign":
         return
     skip = pytest.mark.skip(reason="a campaign: run `bash tests/run.sh campaign`")

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +18,7 @@ from shufflestore.errors import CorruptData, FormatError, OptionError, Unsupport
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.layout import MAX_PAGE, MIN_PAGE
 from shufflestore.format.schema import schema_digest
+from shufflestore.lazy import lazy
 
 __all__ = ["Manifest", "SHARD_TABLE", "Shards", "Split", "snapshot_name", "snapshot_number"]
 
@@ -86,7 +86,7 @@ class Shards:
         """Return the data or index name of one shard."""
         return str(self.table.column(column)[row].as_py())
 
-    @cached_property
+    @lazy
     def digests(self) -> NDArray[np.uint8]:
         """(shards, 32) SHA-256 of each index header."""
         array = self.table.column("header_sha256").combine_chunks()
@@ -184,12 +184,12 @@ class Manifest:
         """Shards of all splits."""
         return sum(split.shard_count for split in self.splits)
 
-    @cached_property
+    @lazy
     def digest(self) -> str:
         """SHA-256 of everything that is said here but the nonce, in hex: the snapshot's identity."""
         return self.stated_digest or hashlib.sha256(_canonical(self._value())).hexdigest()
 
-    @cached_property
+    @lazy
     def identity(self) -> str:
         """What a resume state names: the digest of schema and shards, the same for a copy elsewhere."""
         first = schema_digest(self.schema) + bytes.fromhex(self.table_sha256)

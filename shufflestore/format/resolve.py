@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from shufflestore import _native
 from shufflestore.errors import CorruptData
 from shufflestore.format.layout import PAGE_HEAD, Layout, layout_of
 from shufflestore.format.schema import ROW, Buffer, Node, Tree
+from shufflestore.lazy import lazy
 
 __all__ = ["ALL_VALID", "Located", "Placed", "Program", "Wanted", "lay_out", "locate", "program_for", "wanted_for"]
 
@@ -47,28 +48,28 @@ class Wanted:
     lay: NDArray[np.int64]
     """(reads, 3) output, op and bytes delivered for each byte read."""
 
-    @cached_property
+    @lazy
     def read_of(self) -> dict[int, int]:
         """Buffer -> its place among the reads."""
         return {buffer.number: i for i, buffer in enumerate(self.reads)}
 
-    @cached_property
+    @lazy
     def bit_of(self) -> dict[int, int]:
         """Buffer -> its place among the bits."""
         return {buffer: i for i, buffer in enumerate(self.bits)}
 
-    @cached_property
+    @lazy
     def level_of(self) -> dict[int, int]:
         """Level -> its place among the levels."""
         return {level: i for i, level in enumerate(self.levels)}
 
-    @cached_property
+    @lazy
     def output_of(self) -> list[int]:
         """For each read, its output."""
         made: list[int] = self.lay[:, 0].tolist()
         return made
 
-    @cached_property
+    @lazy
     def tops(self) -> dict[int, Node]:
         """Column -> its top node."""
         return {column: self.tree.top(column) for column in self.columns}
@@ -113,18 +114,18 @@ class Located:
     fixed: NDArray[np.uint8]
     """(n, fixed bytes) copied values."""
 
-    @cached_property
+    @lazy
     def all_valid(self) -> list[bool]:
         """For each read, whether no record has it: a validity buffer that the shards lack."""
         # Column by column: numpy's reduction along the first axis of a narrow array costs seven times as much.
         return [bool(column.all()) for column in (self.shift == ALL_VALID).T]
 
-    @cached_property
+    @lazy
     def all_set(self) -> list[bool]:
         """For each bit, whether every record has it set."""
         return [bool(column.all()) for column in self.bits.T]
 
-    @cached_property
+    @lazy
     def is_all_set(self) -> bool:
         """Whether no record of the window has a null or a False at row depth."""
         return all(self.all_set)
@@ -154,7 +155,7 @@ class Placed:
     regions: NDArray[np.int64]
     """(batches, reads, 2) first byte and bytes of each buffer's region in its output."""
 
-    @cached_property
+    @lazy
     def places(self) -> list[list[tuple[int, int]]]:
         """`regions` as numbers of Python's."""
         made: list[list[tuple[int, int]]] = self.regions.tolist()

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.types as pt
 
 from shufflestore.errors import SchemaError, UnsupportedFeature
+from shufflestore.lazy import lazy
 
 __all__ = ["Buffer", "Node", "ROW", "Role", "Tree", "build_tree", "plain_type", "schema_digest", "tree_of"]
 
@@ -102,11 +103,11 @@ class Tree:
         """Return a column's buffers in order."""
         return self._column_buffers[column]
 
-    @cached_property
+    @lazy
     def _tops(self) -> dict[int, Node]:
         return {n.column: n for n in self.nodes if n.parent == -1}
 
-    @cached_property
+    @lazy
     def _column_buffers(self) -> list[list[Buffer]]:
         # By column once: a table of ten thousand columns must not be walked ten thousand times.
         found: list[list[Buffer]] = [[] for _ in self.schema]

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -17,6 +16,7 @@ from pyarrow import ipc
 from shufflestore.convert.base import Piece, Source, SourceOptions, SourceSpec, detect, schema_to_text
 from shufflestore.convert.sources import conform, join_schemas, resolve_schema
 from shufflestore.errors import SourceError
+from shufflestore.lazy import lazy
 
 __all__ = ["HuggingFaceSource"]
 
@@ -43,17 +43,17 @@ class _Split:
         """Records."""
         return int(self.table.num_rows if self.indices is None else self.indices.size)
 
-    @cached_property
+    @lazy
     def mean_bytes(self) -> float:
         """Bytes a record, at least 1."""
         return float(max(1.0, self.table.nbytes / max(1, self.table.num_rows)))
 
-    @cached_property
+    @lazy
     def batches(self) -> list[pa.RecordBatch]:
         """The table's batches."""
         return [batch for batch in self.table.to_batches() if batch.num_rows]
 
-    @cached_property
+    @lazy
     def starts(self) -> np.ndarray[Any, Any]:
         """The first row of each batch."""
         return np.cumsum([0, *(batch.num_rows for batch in self.batches[:-1])])
