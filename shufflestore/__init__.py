@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shufflestore.collate.layouts import Jagged as Jagged
     from shufflestore.collate.layouts import Padded as Padded
+    from shufflestore.convert.base import SourceOptions as SourceOptions
     from shufflestore.convert.run import ConvertOptions as ConvertOptions
     from shufflestore.convert.run import ConvertReport as ConvertReport
     from shufflestore.convert.run import convert as convert
+    from shufflestore.convert.shards import ShardOptions as ShardOptions
     from shufflestore.convert.writer import Writer as Writer
     from shufflestore.dataset.dataset import BatchOptions as BatchOptions
     from shufflestore.dataset.dataset import Dataset as Dataset
@@ -34,6 +36,8 @@ _HOMES = {
     "Dataset": "dataset.dataset",
     "Jagged": "collate.layouts",
     "Padded": "collate.layouts",
+    "ShardOptions": "convert.shards",
+    "SourceOptions": "convert.base",
     "Writer": "convert.writer",
     "gc": "dataset.gc",
     "index": "dataset.inplace",
@@ -51,6 +55,8 @@ __all__ = [
     "Dataset",
     "Jagged",
     "Padded",
+    "ShardOptions",
+    "SourceOptions",
     "Writer",
     "convert",
     "gc",

@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,28 @@ def _alone(
         options.progress(totals[0], totals[1], totals[2], all_bytes)
 
 
+class _ApartProcess(SpawnProcess):
+    """A spawned process that does not run the user's script once more, which need not be guarded for that.
+
+    Spawning tells the child where the parent's `__main__` is, and the child imports it. Workers need
+    nothing of it: what they are given are values of this package.
+    """
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:
+        script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        try:
+            return SpawnContext.Process._Popen(process)
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _Apart(SpawnContext):
+    """Spawned, not forked: this process may hold threads of torch, Arrow or the user."""
+
+    Process = _ApartProcess
+
+
 def _together(
     spec: SourceSpec,
     work: Work,
@@ -162,8 +187,7 @@ def _together(
     made: dict[int, list[dict[str, Any]]],
     workers: int,
 ) -> None:
-    # Spawned, not forked: this process may hold threads of torch, Arrow or the user.
-    context = multiprocessing.get_context("spawn")
+    context = _Apart()
     counters = context.Array("q", 3)  # records, bytes, and whether to stop
     all_bytes = sum(piece.byte_count for piece in work.pieces) or None
     source_bytes = 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import statistics
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -34,13 +36,18 @@ def slope(samples: list[int]) -> float:
 
 
 def forget() -> None:
-    """Empty the caches of plans, which are bounded, so that what is left can be counted."""
+    """Empty the caches of plans, which are bounded, and let given up transforms end, so that what is left can be counted."""
     for module in (decode, layout, resolve):
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
                 assert value.cache_info().maxsize is not None
                 value.cache_clear()
     gc.collect()
+    for thread in threading.enumerate():
+        if thread.name.startswith("shufflestore-transform"):
+            thread.join(60)
+            while thread.native_id in map(int, os.listdir("/proc/self/task")):
+                pass  # Python's thread is over, the system's is about to be
 
 
 def flat(work: Callable[[], None], rounds: int, growth_bytes: int = 4 * MIB) -> None:
