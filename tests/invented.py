@@ -23,8 +23,9 @@ from shufflestore.errors import NotFound, ShardTruncated
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.encode import BuiltIndex, build_index
 from shufflestore.format.manifest import SHARD_TABLE, Manifest, Shards, Split, snapshot_name
+from shufflestore.format.resolve import Resolved
 from shufflestore.format.schema import build_tree
-from shufflestore.storage.base import COPY, HAS_CRC, WIDEN, ZERO, ReadFailure
+from shufflestore.storage.base import COPY, HAS_CRC, READ, WIDEN, ZERO, ReadFailure
 
 _WIDENED = {op: pair for pair, op in WIDEN.items()}
 
@@ -244,3 +245,11 @@ class VirtualStore(MemoryStore):
         template = self._templates[int(np.searchsorted(self._ends, int(number), side="right"))]
         assert template.data, f"{name} was only claimed, nothing may read it"
         return template.data if kind == "data" else template.index
+
+
+def resolved(dataset: Dataset, columns: Sequence[str] | None = None) -> tuple[Resolved, NDArray[np.void]]:
+    """Return what all records of a data set resolve to, as one batch, and the reads with their names."""
+    indexes, count = dataset.reading.indexes, len(dataset)
+    wanted = dataset.projection(columns).wanted
+    found = indexes.resolve(indexes.find(np.arange(count)), np.array([count]), wanted, True)
+    return found, found.reads.view(READ).reshape(-1)

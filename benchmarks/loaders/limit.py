@@ -18,6 +18,7 @@ from benchmarks.harness.audit import Opened
 from benchmarks.harness.workload import FIXED_TOKENS, Workload, fixed_lengths_of, ids_of, labels_of, lengths_of
 from shufflestore import _native
 from shufflestore.orders.epoch import make_order
+from shufflestore.storage.base import READ
 
 __all__ = ["CLoop", "WidenLoop", "rivals"]
 
@@ -48,17 +49,18 @@ class CLoop:
         with ss.open(root) as data:
             indexes = data.reading.indexes
             places = indexes.find(np.arange(self._count))
-            located, _ = indexes.locate(places, data.projection(["tokens"]).wanted)
+            wanted = data.projection(["tokens"]).wanted
+            reads = indexes.resolve(places, np.array([self._count]), wanted, True).reads.view(READ).reshape(-1)
             names = [indexes.shards.name("data", i) for i in range(len(indexes.shards))]
-        tokens = int(np.argmax(located.size.sum(axis=0)))
+        assert np.array_equal(reads["reserved"], np.arange(self._count)), "one read a record: its tokens"
         self._maps = [np.asarray(np.memmap(root / name, np.uint8, "r")) for name in names]
         # The loop takes one range of memory: offsets are counted from the lowest map.
         starts = np.array([m.__array_interface__["data"][0] for m in self._maps], np.uint64)
         base = int(starts.min())
         end = max(int(start) + len(m) for start, m in zip(starts, self._maps, strict=True))
         self._data = _joined(base, end - base)
-        self._offset = located.offset[:, tokens] + (starts - np.uint64(base))[places.shard]
-        self._bytes = np.ascontiguousarray(located.size[:, tokens])
+        self._offset = reads["offset"] + (starts - np.uint64(base))[places.shard]
+        self._bytes = np.ascontiguousarray(reads["size"])
         self.out = self.buffer(workload)
 
     def buffer(self, workload: Workload) -> NDArray[Any]:

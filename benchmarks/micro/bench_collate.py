@@ -12,9 +12,10 @@ import pytest
 
 from benchmarks.harness.audit import Opened, check_batch
 from benchmarks.micro.conftest import BATCH, Window
-from shufflestore.collate.layouts import Jagged, Padded, to_numpy
-from shufflestore.collate.tensors import to_torch
-from shufflestore.format.decode import Column, Gathered, decode_column
+from shufflestore.collate.layouts import Jagged, Padded
+from shufflestore.collate.tables import assembler
+from shufflestore.collate.tensors import tensor
+from shufflestore.format.decode import Column, Gathered
 
 pytestmark = pytest.mark.benchmark(group="collate")
 
@@ -24,21 +25,14 @@ def gathered(window: Window) -> Gathered:
     """One batch, read."""
     (ready,) = window.data.reading.submit(window.ids[:BATCH], np.array([BATCH]), window.projection)
     ready.pending.wait(60)
-    return Gathered(
-        window.projection.wanted,
-        ready.located,
-        ready.placed,
-        ready.batch,
-        ready.first,
-        ready.last,
-        ready.pending.take(),
-    )
+    ready.gathered.outputs = ready.pending.take()
+    return ready.gathered
 
 
 def _decode(window: Window, gathered: Gathered) -> dict[str, Column]:
     projection = window.projection
     return {
-        name: decode_column(column, gathered, projection.wide)
+        name: projection.decoders[column](gathered, None, BATCH)
         for column, name in zip(projection.columns, projection.names, strict=True)
     }
 
@@ -55,7 +49,8 @@ def test_decode(benchmark: Any, window: Window, gathered: Gathered, per_record: 
 def test_to_numpy(benchmark: Any, window: Window, gathered: Gathered, layout: Any, per_record: Any) -> None:
     """Columns -> arrays."""
     columns = _decode(window, gathered)
-    arrays = benchmark(lambda: {name: to_numpy(name, column, layout) for name, column in columns.items()})
+    assemble = assembler(window.data.schema, window.projection.names, "arrays", layout)
+    arrays = benchmark(assemble, window.ids[:BATCH], columns)
     per_record(BATCH)
     tokens = arrays["tokens"]
     if isinstance(tokens, Padded):
@@ -66,9 +61,10 @@ def test_to_numpy(benchmark: Any, window: Window, gathered: Gathered, layout: An
 
 
 def test_to_torch(benchmark: Any, window: Window, gathered: Gathered, per_record: Any) -> None:
-    """Arrays -> tensors over the same memory."""
-    arrays = {name: to_numpy(name, column) for name, column in _decode(window, gathered).items()}
-    tensors = benchmark(to_torch, arrays)
+    """Columns -> tensors over the same memory."""
+    columns = _decode(window, gathered)
+    assemble = assembler(window.data.schema, window.projection.names, "arrays", leaf=tensor)
+    tensors = benchmark(assemble, window.ids[:BATCH], columns)
     per_record(BATCH)
     tokens = tensors["tokens"]
     check_batch(Opened(tensors["label"], tokens.values, tokens.offsets), len(window.data))

@@ -6,6 +6,7 @@ python -m pytest benchmarks/micro/bench_gather.py --benchmark-enable
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,25 @@ from benchmarks.harness.workload import Workload, labels_of, lengths_of
 from benchmarks.loaders.limit import CLoop
 from benchmarks.micro.conftest import BATCH, Window
 from shufflestore.dataset.fetch import wait
-from shufflestore.format.resolve import Placed, lay_out
+from shufflestore.format.resolve import Resolved
 from shufflestore.storage.base import READ
 from shufflestore.storage.local import LocalStore
 
 pytestmark = pytest.mark.benchmark(group="gather")
 
 
-def _placed(window: Window, store: LocalStore, verify: bool) -> Placed:
+def _resolved(window: Window, store: LocalStore, verify: bool) -> Resolved:
     """Resolve the window for a store that has its own handles."""
     indexes = window.data.reading.indexes
-    places = indexes.find(window.ids)
-    located, _ = indexes.locate(places, window.projection.wanted)
     shards, sizes = indexes.shards, indexes.data_bytes
     handles = np.array([store.handle(shards.name("data", i), int(sizes[i])) for i in range(len(shards))], np.uint32)
-    return lay_out(located, handles[places.shard], window.ends, window.projection.wanted, verify)
+    places = indexes.find(window.ids)
+    places = replace(places, file=handles[places.shard])
+    return indexes.resolve(places, window.ends, window.projection.wanted, verify)
 
 
-def _gather(store: LocalStore, placed: Placed) -> list[Any]:
-    pendings = store.submit(placed.reads.view(READ).reshape(-1), placed.ends, placed.output_sizes)
+def _gather(store: LocalStore, resolved: Resolved) -> list[Any]:
+    pendings = store.submit(resolved.reads.view(READ).reshape(-1), resolved.ends, resolved.output_sizes)
     outputs = []
     for pending in pendings:
         wait(pending)
@@ -57,8 +58,8 @@ def test_gather(benchmark: Any, window: Window, store: LocalStore, verify: bool,
     """Fresh buffers each time; "null" reads nothing and shows what all the rest costs."""
     if store.engine == "null" and verify:
         pytest.skip("nothing is read, so there is nothing to check")
-    placed = _placed(window, store, verify)
-    outputs = benchmark(_gather, store, placed)
+    resolved = _resolved(window, store, verify)
+    outputs = benchmark(_gather, store, resolved)
     per_record(len(window.ids))
     if store.engine == "null":
         return

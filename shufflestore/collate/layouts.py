@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import lru_cache
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
@@ -15,7 +14,19 @@ from numpy.typing import NDArray
 from shufflestore.errors import OptionError, SchemaError
 from shufflestore.format.decode import Column, numpy_type
 
-__all__ = ["Jagged", "LAYOUTS", "Layout", "Nulls", "Padded", "map_arrays", "to_numpy"]
+__all__ = [
+    "Collate",
+    "Jagged",
+    "LAYOUTS",
+    "Layout",
+    "Leaf",
+    "Nulls",
+    "Padded",
+    "as_it_is",
+    "collator",
+    "map_arrays",
+    "to_numpy",
+]
 
 A = TypeVar("A")
 Layout = Literal["jagged", "padded", "list"]
@@ -152,8 +163,25 @@ def _cut(values: Any, start: int, stop: int) -> Any:
     return values[start:stop]
 
 
+Leaf = Callable[[NDArray[Any]], Any]
+"""What is made of each array in the end, e.g. a tensor."""
+Collate = Callable[[Column], Any]
+
+
+def as_it_is(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array: the leaf of numpy's own batches."""
+    return array
+
+
 def to_numpy(name: str, column: Column, layout: Layout = "jagged", nulls: Nulls = None) -> Any:
-    """Return a column of a batch as numpy arrays.
+    """Return a column of a batch as numpy arrays; see `collator`."""
+    return collator(name, column.type, layout, nulls)(column)
+
+
+def collator(
+    name: str, type_: pa.DataType, layout: Layout = "jagged", nulls: Nulls = None, leaf: Leaf = as_it_is
+) -> Collate:
+    """Return what makes arrays of one column of any batch.
 
     Fixed shapes are stacked, (records, ...). Variable-length numbers come in `layout`: a Jagged,
     a Padded, or a list of arrays. Strings, bytes and all that numpy has no numbers for come as
@@ -162,34 +190,89 @@ def to_numpy(name: str, column: Column, layout: Layout = "jagged", nulls: Nulls 
 
     Args:
         name: Of the column, for errors.
-        column: As decoded.
+        type_: As it is delivered.
         layout: For variable-length numbers.
         nulls: What stands for null numbers.
+        leaf: Called with every array.
+
+    Returns:
+        collate(column). Raises SchemaError for null numbers where `nulls` does not say what stands for them.
 
     Raises:
-        SchemaError: Null numbers, and `nulls` does not say what stands for them.
         OptionError: No such layout.
     """
     if layout not in LAYOUTS:
         raise OptionError(f"layout {layout!r}; allowed are {list(LAYOUTS)}")
-    if column.arrow is not None:
-        return _from_arrow(name, column.arrow, layout, nulls)
-    type_ = column.type
+    decoded = _collator(name, type_, layout, nulls, leaf)
+
+    def collate(column: Column) -> Any:
+        if column.arrow is None:
+            return decoded(column)
+        # Read whole: the common shapes through the same door, the rest as a list.
+        made = from_arrow(column.arrow)
+        return column.arrow.to_pylist() if made is None else decoded(made)
+
+    return collate
+
+
+def _collator(name: str, type_: pa.DataType, layout: Layout, nulls: Nulls, leaf: Leaf) -> Collate:
     if pt.is_struct(type_):
-        names = [type_.field(i).name for i in range(type_.num_fields)]
-        inner = [_below(child, column.valid) for child in column.children]
-        return {n: to_numpy(f"{name}.{n}", c, layout, nulls) for n, c in zip(names, inner, strict=True)}
-    if not _is_numeric(type_):
-        return column.to_arrow().to_pylist()
-    if column.offsets is not None:
-        values = to_numpy(name, column.children[0], "jagged", nulls)
-        return _in_layout(Jagged(values, column.offsets), layout)
-    if column.children:  # a fixed-size list
-        made = to_numpy(name, _below(column.children[0], column.valid, type_.list_size), "jagged", nulls)
-        if isinstance(made, np.ndarray):
-            return made.reshape(column.length, type_.list_size, *made.shape[1:])
-        return column.to_arrow().to_pylist()
-    return _filled(name, column, nulls)
+        fields_ = [type_.field(i) for i in range(type_.num_fields)]
+        inner = [(f.name, _collator(f"{name}.{f.name}", f.type, layout, nulls, leaf)) for f in fields_]
+        return lambda column: {
+            key: collate(_below(child, column.valid))
+            for (key, collate), child in zip(inner, column.children, strict=True)
+        }
+    if not is_numeric(type_):
+        return lambda column: column.to_arrow().to_pylist()
+    if pt.is_list(type_) or pt.is_large_list(type_):
+        return _list_collator(name, type_, layout, nulls, leaf)
+    if pt.is_fixed_size_list(type_):
+        return _fixed_list_collator(name, type_, nulls, leaf)
+    fill = nulls.get(name) if isinstance(nulls, Mapping) else nulls
+
+    def numbers(column: Column) -> Any:
+        values = column.values
+        assert values is not None, "a numeric column has values"
+        return leaf(values) if column.valid is None else leaf(_filled(name, values, column.valid, fill))
+
+    return numbers
+
+
+def _list_collator(name: str, type_: pa.DataType, layout: Layout, nulls: Nulls, leaf: Leaf) -> Collate:
+    if layout == "jagged" or not _is_flat(type_.value_type):
+        inner = _collator(name, type_.value_type, "jagged", nulls, leaf)
+        return lambda column: Jagged(inner(column.children[0]), leaf(_ends(column)))
+    plain = _collator(name, type_.value_type, "jagged", nulls, as_it_is)
+    if layout == "list":
+        return lambda column: [leaf(array) for array in Jagged(plain(column.children[0]), _ends(column))]
+
+    def padded(column: Column) -> Padded[Any]:
+        values, lengths = plain(column.children[0]), np.diff(_ends(column))
+        longest = int(lengths.max(initial=0))
+        out = np.zeros((len(lengths), longest, *values.shape[1:]), values.dtype)
+        out[np.arange(longest) < lengths[:, None]] = values
+        return Padded(leaf(out), leaf(lengths))
+
+    return padded
+
+
+def _fixed_list_collator(name: str, type_: pa.DataType, nulls: Nulls, leaf: Leaf) -> Collate:
+    size = type_.list_size
+    if not _is_flat(type_.value_type):
+        return lambda column: column.to_arrow().to_pylist()
+    plain = _collator(name, type_.value_type, "jagged", nulls, as_it_is)
+
+    def stacked(column: Column) -> Any:
+        made = plain(_below(column.children[0], column.valid, size))
+        return leaf(made.reshape(column.length, size, *made.shape[1:]))
+
+    return stacked
+
+
+def _ends(column: Column) -> NDArray[np.int64]:
+    assert column.offsets is not None, "a list has offsets"
+    return column.offsets
 
 
 def _below(child: Column, valid: NDArray[np.bool_] | None, each: int = 1) -> Column:
@@ -200,45 +283,25 @@ def _below(child: Column, valid: NDArray[np.bool_] | None, each: int = 1) -> Col
     return replace(child, valid=above if child.valid is None else above & child.valid)
 
 
-@lru_cache(maxsize=256)
-def _is_numeric(type_: pa.DataType) -> bool:
+def is_numeric(type_: pa.DataType) -> bool:
     """Whether numpy has numbers for a type, at the bottom of any lists and structs."""
     if pt.is_list(type_) or pt.is_large_list(type_) or pt.is_fixed_size_list(type_):
-        return _is_numeric(type_.value_type)
-    if pt.is_struct(type_):
-        return True
-    return numpy_type(type_) is not None
+        return is_numeric(type_.value_type)
+    return bool(pt.is_struct(type_)) or numpy_type(type_) is not None
 
 
-def _filled(name: str, column: Column, nulls: Nulls) -> NDArray[Any]:
-    assert column.values is not None, "a numeric column has values"
-    if column.valid is None:
-        return column.values
-    fill = nulls.get(name) if isinstance(nulls, Mapping) else nulls
+def _is_flat(type_: pa.DataType) -> bool:
+    """Whether a type's values are one array: numbers, or fixed-size lists of them."""
+    return _is_flat(type_.value_type) if pt.is_fixed_size_list(type_) else numpy_type(type_) is not None
+
+
+def _filled(name: str, values: NDArray[Any], valid: NDArray[np.bool_], fill: float | None) -> NDArray[Any]:
     if fill is None:
         raise SchemaError(
-            f"column {name!r} has {int((~column.valid).sum())} nulls in this batch, which numbers cannot show; say what "
+            f"column {name!r} has {int((~valid).sum())} nulls in this batch, which numbers cannot show; say what "
             f"stands for them (fill_nulls={{{name!r}: -1}}), leave the column out, or take format='arrow'"
         )
-    return np.where(column.valid, column.values, np.asarray(fill).astype(column.values.dtype))
-
-
-def _in_layout(jagged: Jagged[Any], layout: Layout) -> Any:
-    if layout == "jagged" or not isinstance(jagged.values, np.ndarray):
-        return jagged
-    if layout == "list":
-        return list(jagged)
-    lengths = np.diff(jagged.offsets)
-    longest = int(lengths.max(initial=0))
-    out = np.zeros((len(lengths), longest, *jagged.values.shape[1:]), jagged.values.dtype)
-    out[np.arange(longest) < lengths[:, None]] = jagged.values
-    return Padded(out, lengths)
-
-
-def _from_arrow(name: str, array: pa.Array, layout: Layout, nulls: Nulls) -> Any:
-    """A column that was read whole: the common shapes through the same door, the rest as a list."""
-    made = from_arrow(array)
-    return array.to_pylist() if made is None else to_numpy(name, made, layout, nulls)
+    return np.where(valid, values, np.asarray(fill).astype(values.dtype))
 
 
 def from_arrow(array: pa.Array) -> Column | None:

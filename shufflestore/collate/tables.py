@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shufflestore.collate.layouts import Layout, Nulls, to_numpy
+from shufflestore.collate.layouts import Collate, Layout, Leaf, Nulls, as_it_is, collator, to_numpy
 from shufflestore.errors import OptionError, SchemaError
 from shufflestore.format.decode import Column
+from shufflestore.format.rebuild import delivered_type
+from shufflestore.format.schema import plain_type
 
-__all__ = ["RECORD_ID", "assemble", "check_record_id", "records_of", "to_table"]
+__all__ = ["Assemble", "RECORD_ID", "assembler", "check_record_id", "records_of", "to_table"]
 
 RECORD_ID: Final = "record_id"
 """Column that `return_ids` adds: the records' numbers in their split, int64."""
@@ -26,33 +28,61 @@ def check_record_id(names: Sequence[str]) -> None:
         raise OptionError(f"return_ids=True adds a column {RECORD_ID!r}, which the data set has already; leave it out")
 
 
-def assemble(
-    columns: dict[str, Column],
-    ids: NDArray[np.int64] | None,
-    format: Literal["numpy", "arrow"],
-    layout: Layout,
-    nulls: Nulls,
+Assemble = Callable[["NDArray[np.int64]", "dict[str, Column]"], Any]
+"""assemble(ids, columns) -> a batch as it is delivered."""
+
+
+def assembler(
     schema: pa.Schema,
-) -> Any:
-    """Return a batch as it is delivered: a dict by column, or a table.
+    names: Sequence[str],
+    format: Literal["arrays", "arrow"],
+    layout: Layout = "jagged",
+    nulls: Nulls = None,
+    leaf: Leaf | None = None,
+    with_ids: bool = False,
+) -> Assemble:
+    """Return what puts batches together: a dict by column, or a table.
 
     Args:
-        columns: As decoded.
-        ids: (records,) to be added as "record_id"; None for none.
-        format: "numpy" or "arrow".
-        layout: Of variable-length numbers in numpy.
-        nulls: What stands for null numbers in numpy.
         schema: Of the data set.
+        names: Columns delivered, in order.
+        format: "arrays" for dicts, "arrow" for tables.
+        layout: Of variable-length numbers in dicts.
+        nulls: What stands for null numbers in dicts.
+        leaf: What is made of each array of a dict; None leaves numpy's.
+        with_ids: Whether "record_id" is added: (records,) int64.
+
+    Raises:
+        OptionError: No such layout, or a column is called "record_id" already.
     """
-    if ids is not None:
-        columns = columns | {RECORD_ID: Column(pa.int64(), len(ids), values=ids.copy())}
+    if with_ids:
+        check_record_id(names)
     if format == "arrow":
-        return to_table(columns, schema)
-    made = {name: to_numpy(name, column, layout, nulls) for name, column in columns.items()}
-    for name, shape in tensor_shapes(schema):
-        if name in made and isinstance(made[name], np.ndarray):
-            made[name] = made[name].reshape(-1, *shape)
-    return made
+
+        def table(ids: NDArray[np.int64], columns: dict[str, Column]) -> pa.Table:
+            if with_ids:
+                columns = columns | {RECORD_ID: Column(pa.int64(), len(ids), values=ids.copy())}
+            return to_table(columns, schema)
+
+        return table
+    chosen = as_it_is if leaf is None else leaf
+    collate = [(name, _column_collator(schema.field(name), layout, nulls, chosen)) for name in names]
+
+    def batch(ids: NDArray[np.int64], columns: dict[str, Column]) -> dict[str, Any]:
+        made = {name: arrays(columns[name]) for name, arrays in collate}
+        if with_ids:
+            made[RECORD_ID] = chosen(ids.copy())
+        return made
+
+    return batch
+
+
+def _column_collator(field: pa.Field, layout: Layout, nulls: Nulls, leaf: Leaf) -> Collate:
+    type_ = plain_type(delivered_type(field.type))
+    if not isinstance(field.type, pa.FixedShapeTensorType):
+        return collator(field.name, type_, layout, nulls, leaf)
+    shape = tuple(field.type.shape)
+    return collator(field.name, type_, layout, nulls, lambda flat: leaf(flat.reshape(-1, *shape)))
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Batches as torch tensors that share the memory the core read into."""
+"""Arrays of batches as torch tensors that share the memory the core read into."""
 
 from __future__ import annotations
 
@@ -6,35 +6,34 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from shufflestore.collate.layouts import map_arrays
 from shufflestore.errors import SchemaError
 
-__all__ = ["WIDENED", "to_torch"]
+__all__ = ["WIDENED", "tensor"]
 
 WIDENED: Final = {"uint16": "i8", "uint32": "i8"}
 """Arrow types that the core widens while it reads, because torch counts and indexes in int64."""
+_WIDER: Final = frozenset(map(np.dtype, ("uint16", "uint32", "uint64")))
 
 
-def to_torch(value: Any) -> Any:
-    """Return a batch with every numpy array turned into a tensor, without copying where torch has the type.
+def tensor(array: NDArray[Any]) -> torch.Tensor:
+    """Return a tensor over an array's memory, a copy only where torch lacks the type or it is read-only.
 
-    uint16, uint32 and uint64 become int64. Lists of strings and other leaves stay.
+    uint16, uint32 and uint64 become int64.
 
     Raises:
         SchemaError: A uint64 beyond 2^63 - 1, which int64 cannot hold.
     """
-    return map_arrays(value, _tensor)
+    if array.dtype in _WIDER:
+        array = _widened(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _tensor(array: Any) -> torch.Tensor:
-    kind = array.dtype
-    if kind == np.uint64:
-        array = array.view(np.int64)
-        if len(array) and int(array.min()) < 0:
-            raise SchemaError("a uint64 value passes 2^63 - 1, the largest that torch.int64 holds; take format='numpy'")
-    elif kind in (np.uint16, np.uint32):
-        array = array.astype(np.int64)
-    if not array.flags.writeable:
-        array = array.copy()
-    return torch.from_numpy(array)
+def _widened(array: NDArray[Any]) -> NDArray[np.int64]:
+    if array.dtype != np.uint64:
+        return array.astype(np.int64)
+    signed = array.view(np.int64)
+    if len(signed) and int(signed.min()) < 0:
+        raise SchemaError("a uint64 value passes 2^63 - 1, the largest that torch.int64 holds; take format='numpy'")
+    return signed

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shufflestore.collate.layouts import Layout, Nulls
-from shufflestore.collate.tables import assemble, check_record_id, records_of, to_table
+from shufflestore.collate.tables import assembler, records_of, to_table
 from shufflestore.dataset.reading import Projection, Reading
 from shufflestore.dataset.selection import Selection
 from shufflestore.dataset.stream import PREFETCH_BYTES, Stream, planned
@@ -311,13 +311,10 @@ class Dataset:
         remainder: Literal["drop", "uneven"] = "drop" if chosen.drop_last else "uneven"
         partition = Partition(len(self), batch_size, Topology(0, 1), remainder, 0)
         projection = self.projection(columns)
-        if chosen.return_ids:
-            check_record_id(self.column_names)
-
-        def finish(ids: NDArray[np.int64], made: dict[str, Column]) -> Any:
-            shown = ids if chosen.return_ids else None
-            return assemble(made, shown, format, chosen.layout, chosen.fill_nulls, self.manifest.schema)
-
+        finish = assembler(
+            self.manifest.schema, projection.names, "arrow" if format == "arrow" else "arrays", chosen.layout,
+            chosen.fill_nulls, with_ids=chosen.return_ids,
+        )  # fmt: skip
         plan = planned(partition, order, self._selection)
         return Stream(self._reading, projection, plan, finish, chosen.prefetch_bytes)
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from shufflestore.dataset.fetch import Extent, explain, fetch, wait
 from shufflestore.dataset.residency import Places, RowIndexes
 from shufflestore.errors import CorruptData, ShuffleStoreError, UnsupportedFeature
-from shufflestore.format.decode import Column, Gathered, decode_column
+from shufflestore.format.decode import Column, Decode, Gathered, decoder_for
 from shufflestore.format.rebuild import Part, delivered_type, dictionary_fields, integer_array, rebuild_column
-from shufflestore.format.resolve import Located, Placed, Wanted, lay_out, wanted_for
+from shufflestore.format.resolve import Wanted, wanted_for
 from shufflestore.format.schema import Tree
 from shufflestore.storage.base import READ, WIDEN, Pending, ReadFailure
 from shufflestore.storage.process import briefly
@@ -36,7 +36,8 @@ class Projection:
     columns: tuple[int, ...]
     names: tuple[str, ...]
     wanted: Wanted
-    wide: dict[int, str]
+    decoders: dict[int, Decode]
+    """Of every column that is not read whole."""
 
     @classmethod
     def of(cls, tree: Tree, columns: tuple[int, ...], wide: dict[int, str]) -> Projection:
@@ -53,7 +54,8 @@ class Projection:
             source = f"{'i' if pa.types.is_signed_integer(tree.nodes[tree.buffers[buffer].node].type) else 'u'}{width}"
             rules.append((buffer, WIDEN[source, code], int(code[1]) // width))
         names = tuple(tree.schema.field(column).name for column in columns)
-        return cls(columns, names, wanted_for(tree, columns, tuple(rules)), wide)
+        wanted = wanted_for(tree, columns, tuple(rules))
+        return cls(columns, names, wanted, {column: decoder_for(wanted, column, wide) for column in wanted.columns})
 
 
 @dataclass(eq=False, slots=True)  # not frozen: made for every batch
@@ -63,11 +65,9 @@ class Ready:
     ids: NDArray[np.int64]
     projection: Projection
     places: Places
-    located: Located
-    placed: Placed
-    batch: int
-    first: int
-    last: int
+    """Of its window's records."""
+    gathered: Gathered
+    """Without its outputs until it is delivered."""
     pending: Pending
     byte_count: int
     """Bytes of its outputs."""
@@ -96,23 +96,15 @@ class Reading:
         Returns:
             One Ready a batch, to be given to `deliver` in any order.
         """
-        wanted = projection.wanted
-        if len(ids):
-            places = self.indexes.find(ids)
-            located, files = self.indexes.locate(places, wanted)
-        else:
-            empty = np.empty(0, np.int64)
-            places, located, files = Places(empty, empty, empty), Located.empty(0, wanted), np.empty(0, np.uint32)
-        # One index run makes all shards of a snapshot, with checksums or without.
-        verify = self.verify and self.indexes.has_checksums
-        placed = lay_out(located, files, ends, wanted, verify)
-        pendings = self.store.submit(placed.reads.view(READ).reshape(-1), placed.ends, placed.output_sizes)
-        firsts = [0, *ends[:-1].tolist()]
-        sizes = placed.output_sizes.sum(axis=1).tolist()
-        return [
-            Ready(ids[a:b], projection, places, located, placed, i, a, b, pending, int(size))
-            for i, (a, b, pending, size) in enumerate(zip(firsts, ends.tolist(), pendings, sizes, strict=True))
-        ]
+        places = self.indexes.find(ids)
+        window = self.indexes.resolve(places, ends, projection.wanted, self.verify)
+        pendings = self.store.submit(window.reads.view(READ).reshape(-1), window.ends, window.output_sizes)
+        made, first = [], 0
+        sizes = window.output_sizes.sum(axis=1).tolist()
+        for i, (last, pending, size) in enumerate(zip(ends.tolist(), pendings, sizes, strict=True)):
+            made.append(Ready(ids[first:last], projection, places, Gathered(window, i, first, last, []), pending, size))
+            first = last
+        return made
 
     def deliver(self, ready: Ready) -> dict[str, Column]:
         """Wait for a batch and return its columns by name.
@@ -120,37 +112,40 @@ class Reading:
         Raises:
             CorruptData, ShardTruncated, NotFound, StorageError: Naming shard, record and bytes.
         """
-        wait(ready.pending)
-        failure = ready.pending.failure()
+        pending, gathered, projection = ready.pending, ready.gathered, ready.projection
+        wait(pending)
+        failure = pending.failure()
         if failure is not None:
             raise self._explain(failure, ready)
-        projection = ready.projection
-        gathered = Gathered(
-            projection.wanted, ready.located, ready.placed, ready.batch, ready.first, ready.last, ready.pending.take()
-        )
+        gathered.outputs = pending.take()
+        count, decoders, whole_columns = gathered.last - gathered.first, projection.decoders, self.indexes.whole_columns
         made: dict[str, Column] = {}
         for column, name in zip(projection.columns, projection.names, strict=True):
-            whole = self._whole_shards(column, ready) if column in self.indexes.whole_columns else None
-            if whole is None:
-                made[name] = decode_column(column, gathered, projection.wide)
+            if column in whole_columns and (whole := self._whole_shards(column, ready)) is not None:
+                made[name] = self._mixed(column, ready, whole)
             else:
-                made[name] = self._mixed(column, ready, whole, gathered)
+                made[name] = decoders[column](gathered, None, count)
         return made
 
     # -- errors ------------------------------------------------------------------------------------
 
     def _explain(self, failure: ReadFailure, ready: Ready) -> ShuffleStoreError:
-        first = int(ready.placed.ends[ready.batch - 1]) if ready.batch else 0
-        read = ready.placed.reads.view(READ).reshape(-1)[first + failure.index]
+        gathered = ready.gathered
+        window = gathered.window
+        first = int(window.ends[gathered.batch - 1]) if gathered.batch else 0
+        read = window.reads.view(READ).reshape(-1)[first + failure.index]
         record = int(read["reserved"])
+        number = int(ready.ids[record - gathered.first])
         shard = int(ready.places.shard[record])
-        row = int(ready.ids[record - ready.first] - self.indexes.first_id[shard])
-        # Which buffer: the read whose offset this is.
-        mine = np.flatnonzero(ready.located.offset[record] == read["offset"])
-        names = [self.tree.nodes[ready.projection.wanted.reads[i].node].name for i in mine]
-        what = (
-            f"record {int(ready.ids[record - ready.first]):,} (row {row:,} of the shard), column {' or '.join(names)!r}"
-        )
+        row = number - int(self.indexes.first_id[shard])
+        wanted = ready.projection.wanted
+        # Which buffer: the one in whose region of the output the slot lies.
+        mine = [
+            wanted.reads[i]
+            for i, (start, size) in enumerate(window.places[gathered.batch])
+            if wanted.output_of[i] == read["output"] and start <= read["slot"] < start + size
+        ]
+        what = f"record {number:,} (row {row:,} of the shard), column {self.tree.nodes[mine[0].node].name!r}"
         name = self.indexes.shards.name("data", shard)
         return explain(failure, self.store.uri, name, what, int(read["offset"]), int(read["size"]))
 
@@ -158,19 +153,21 @@ class Reading:
 
     def _whole_shards(self, column: int, ready: Ready) -> NDArray[np.bool_] | None:
         """Which records of a batch lie in shards that hold the column whole; None if none does."""
+        gathered = ready.gathered
         if column in self.tree.whole:
-            return np.ones(ready.last - ready.first, bool)
-        shards = ready.places.shard[ready.first : ready.last]
+            return np.ones(gathered.last - gathered.first, bool)
+        shards = ready.places.shard[gathered.first : gathered.last]
         headers = self.indexes.headers
         whole = np.array([column in headers[int(s)].layout.tree.whole for s in shards], bool)
         return whole if whole.any() else None
 
-    def _mixed(self, column: int, ready: Ready, whole: NDArray[np.bool_], gathered: Gathered) -> Column:
+    def _mixed(self, column: int, ready: Ready, whole: NDArray[np.bool_]) -> Column:
         """A column of which some records at least come from chunks that are read whole."""
         field = self.tree.schema.field(column)
         type_ = delivered_type(field.type)
-        rows = slice(ready.first, ready.last)
-        shard, chunk, row = (a[rows] for a in (ready.places.shard, ready.places.chunk, ready.places.row))
+        places, gathered = ready.places, ready.gathered
+        rows = slice(gathered.first, gathered.last)
+        shard, chunk, row = places.shard[rows], places.chunk[rows], places.row[rows]
         pieces: list[pa.Array] = []
         order: list[NDArray[np.int64]] = []
         keys = np.stack([shard, chunk], axis=1)[whole]
@@ -183,7 +180,7 @@ class Reading:
             order.append(mine)
         if not whole.all():
             rest = np.flatnonzero(~whole)
-            spans = decode_column(column, gathered, {}).to_arrow()
+            spans = ready.projection.decoders[column](gathered, None, len(whole)).to_arrow()
             pieces.append(spans.take(integer_array(rest)))
             order.append(rest)
         joined = (

@@ -9,12 +9,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shufflestore import _native
 from shufflestore.dataset.chunks import ChunkTable
 from shufflestore.dataset.fetch import Extent, explain, fetch, wait
 from shufflestore.errors import CorruptData, OptionError, UnsupportedFeature
 from shufflestore.format.layout import IndexHeader, Layout, parse_header
 from shufflestore.format.manifest import Shards
-from shufflestore.format.resolve import Located, Wanted, locate, program_for
+from shufflestore.format.resolve import Arena, Resolved, Wanted, Window, program_for, resolve
 from shufflestore.format.schema import Tree
 from shufflestore.storage.base import HAS_CRC, READ, Store
 from shufflestore.storage.process import ProcessLock
@@ -39,6 +40,12 @@ class Places:
     chunk: NDArray[np.int64]
     row: NDArray[np.int64]
     """(n,) row within the chunk."""
+    page: NDArray[np.int64]
+    """(n,) page of the row index, counted through all shards."""
+    entry: NDArray[np.int64]
+    """(n,) entry of that page."""
+    file: NDArray[np.uint32]
+    """(n,) the store's handle of the shard."""
 
 
 class RowIndexes:
@@ -90,62 +97,54 @@ class RowIndexes:
         return int(self.first_id[-1])
 
     def find(self, ids: NDArray[np.int64]) -> Places:
-        """Return the shard, chunk and row of records; fetches headers that are not here yet."""
-        if len(self.shards) == 1:
-            shard = np.zeros(len(ids), np.int64)
-            row = ids
-        else:
-            shard = np.searchsorted(self.first_id, ids, side="right") - 1
-            row = ids - self.first_id[shard]
-        if self._unmet and (self._layout_of[shard] < 0).any():
+        """Return where records are; fetches headers that are not here yet."""
+        places, file = np.empty((5, len(ids)), np.int64), np.empty(len(ids), np.uint32)
+        shard, chunk, row, page, entry = places
+
+        def find() -> int:
+            return _native.find(
+                ids, self.first_id, self._chunk_rows, self._chunk_pages, self._page_rows, self.first_page, self._files,
+                places, file,
+            )  # fmt: skip
+
+        if find() and self._unmet:
             with self.lock.here:
                 missing = np.unique(shard[self._layout_of[shard] < 0])
                 if len(missing):
                     self._meet(missing.tolist())
-        per = self._chunk_rows[shard]
-        if self._is_regular:
-            chunk = row // per
-            return Places(shard, chunk, row - chunk * per)
-        regular = per > 0
-        chunk = np.zeros(len(ids), np.int64)
-        within = np.zeros(len(ids), np.int64)
-        chunk[regular] = row[regular] // per[regular]
-        within[regular] = row[regular] % per[regular]
-        for number in np.unique(shard[~regular]):
-            mine = shard == number
-            first = self.table(int(number)).first_row
-            chunk[mine] = np.searchsorted(first, row[mine], side="right") - 1
-            within[mine] = row[mine] - first[chunk[mine]]
-        return Places(shard, chunk, within)
-
-    def locate(self, places: Places, wanted: Wanted) -> tuple[Located, NDArray[np.uint32]]:
-        """Return the ranges of records and the store's handle of each one's shard."""
-        shard = places.shard
-        per = self._page_rows[shard]
-        in_chunk = places.row // per
-        page = places.chunk * self._chunk_pages[shard] + in_chunk
+            find()
         if not self._is_regular:
-            for number in np.unique(shard[self._chunk_rows[shard] == 0]):
-                mine = shard == number
-                page[mine] = self.table(int(number)).first_page[places.chunk[mine]] + in_chunk[mine]
-        slots = places.row - in_chunk * per
-        out = Located.empty(len(shard), wanted)
-        with self.lock.here:  # another thread's pages must not take the slots before they are read
-            self._locate(shard, page, slots, wanted, out)
-        return out, self._files[shard]
+            for number in np.unique(shard[self._chunk_rows[shard] == 0]).tolist():
+                mine = np.flatnonzero(shard == number)
+                table, per = self.table(number), int(self._page_rows[number])
+                rows = ids[mine] - self.first_id[number]
+                chunk[mine] = at = np.searchsorted(table.first_row, rows, side="right") - 1
+                row[mine] = within = rows - table.first_row[at]
+                page[mine] = self.first_page[number] + table.first_page[at] + within // per
+                entry[mine] = within % per
+                file[mine] = self._files[number]
+        return Places(shard, chunk, row, page, entry, file)
 
-    def _locate(
-        self, shard: NDArray[np.int64], page: NDArray[np.int64], slots: NDArray[np.int64], wanted: Wanted, out: Located
-    ) -> None:
-        arena, at = self.pages.addresses(shard, page)
-        if len(self.layouts) == 1:
-            rows = np.arange(len(shard))
-            locate(arena, at, slots, rows, program_for(self.layouts[0], wanted), out)
-        else:
-            layouts = self._layout_of[shard]
-            for number in np.unique(layouts):
-                rows = np.flatnonzero(layouts == number)
-                locate(arena, at[rows], slots[rows], rows, program_for(self.layouts[number], wanted), out)
+    def resolve(self, places: Places, batch_ends: NDArray[np.int64], wanted: Wanted, verify: bool) -> Resolved:
+        """Return the reads of records, batch by batch; fetches pages that are not here.
+
+        Args:
+            places: Of n records.
+            batch_ends: (b,) batch i has records [batch_ends[i - 1], batch_ends[i]).
+            wanted: The projection.
+            verify: Whether what is read is checked, where the indexes have checksums.
+        """
+        # Every layout met so far: the first one alone needs no telling which.
+        layout = None if len(self.layouts) < 2 else self._layout_of[places.shard]
+        programs = [program_for(layout, wanted) for layout in self.layouts]
+        # One index run makes all shards of a snapshot, with checksums or without.
+        checked = verify and self.has_checksums
+        window = Window(places.page, places.entry, places.file, layout, batch_ends)
+        with self.lock.here:  # another thread's pages must not take the slots before they are read
+            while (made := resolve(self.pages.arena, programs, window, wanted, checked)) is None:
+                self.pages.fetch(places.page, places.shard)
+            self.pages.note(places.page)
+        return made
 
     def index_files(self, shard: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Return the store's handle of each shard's row index."""
@@ -233,10 +232,10 @@ class Pages:
         self._slot_bytes = int(of.page_bytes.max(initial=4096))
         total = int(of.first_page[-1])
         self._slots = max(min(max(memory_bytes // self._slot_bytes, LEAST_SLOTS), total), 1)
-        # What nobody has touched costs no memory: the system gives it page by page.
-        self._arena = np.empty(self._slots * self._slot_bytes, np.uint8)
         try:
-            self._slot_of = np.zeros(total, np.int32)
+            # What nobody has touched costs no memory: the system gives it page by page.
+            data = np.empty(self._slots * self._slot_bytes, np.uint8)
+            self.arena = Arena(data, np.zeros(total, np.int32), self._slot_bytes)
             self._crcs = np.empty(total, np.uint32)
         except (MemoryError, ValueError) as cause:
             raise UnsupportedFeature(
@@ -254,29 +253,27 @@ class Pages:
     @property
     def is_bounded(self) -> bool:
         """Whether there are more pages than slots."""
-        return len(self._slot_of) > self._slots
+        return len(self.arena.slot_of) > self._slots
 
     def admit(self, shard: int, header: IndexHeader) -> None:
         """Take note of the checksums that a shard's header vouches for."""
         first = int(self._all.first_page[shard])
         self._crcs[first : first + header.page_count] = header.page_crcs
 
-    def addresses(
-        self, shard: NDArray[np.int64], page: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the arena and where in it each page begins; fetches pages that are not here."""
-        numbers = self._all.first_page[shard] + page
-        slots = self._slot_of[numbers]
+    def fetch(self, page: NDArray[np.int64], shard: NDArray[np.int64]) -> None:
+        """Have the pages of some records here, all at once."""
+        slots = self.arena.slot_of[page]
         missing = slots == 0
-        if missing.any():
-            if self.is_bounded:
-                self._used[slots[~missing] - 1] = _PINNED
-            wanted, where = np.unique(numbers[missing], return_index=True)
-            self._fetch(wanted, shard[missing][where], page[missing][where])
-            slots = self._slot_of[numbers]
         if self.is_bounded:
-            self._used[slots - 1] = _USED
-        return self._arena, (slots.astype(np.int64) - 1) * self._slot_bytes
+            self._used[slots[~missing] - 1] = _PINNED
+        wanted, where = np.unique(page[missing], return_index=True)
+        of = shard[missing][where]
+        self._fetch(wanted, of, wanted - self._all.first_page[of])
+
+    def note(self, page: NDArray[np.int64]) -> None:
+        """Remember that these pages were of use."""
+        if self.is_bounded:
+            self._used[self.arena.slot_of[page] - 1] = _USED
 
     def _fetch(self, numbers: NDArray[np.int64], shard: NDArray[np.int64], page: NDArray[np.int64]) -> None:
         """Read pages together, check them, and give each a slot."""
@@ -291,7 +288,7 @@ class Pages:
                 self._used[self._used == _PINNED] = _USED
                 self._used[slots] = 0
             raise
-        self._slot_of[numbers] = slots + 1
+        self.arena.slot_of[numbers] = slots + 1
         if self._page_in is not None:
             self._page_in[slots] = numbers
         self.fetched += len(numbers)
@@ -317,12 +314,12 @@ class Pages:
             what = f"page {page[failure.index]} of the row index"
             raise explain(failure, of.store.uri, name, what, int(bad["offset"]), int(bad["size"]))
         (data,) = pending.take()
+        kept = self.arena.data.reshape(-1, self._slot_bytes)
         if (sizes == self._slot_bytes).all():
-            self._arena.reshape(-1, self._slot_bytes)[slots] = data.reshape(-1, self._slot_bytes)
+            kept[slots] = data.reshape(-1, self._slot_bytes)
         else:
             for slot, start, size in zip(slots.tolist(), starts.tolist(), sizes.tolist(), strict=True):
-                at = slot * self._slot_bytes
-                self._arena[at : at + size] = data[start : start + size]
+                kept[slot, :size] = data[start : start + size]
 
     def _rooms(self, count: int) -> NDArray[np.int64]:
         """Slots for so many pages, emptied if need be."""
@@ -335,7 +332,7 @@ class Pages:
         if count + pinned > self._slots:
             raise OptionError(
                 f"a batch needs {count + pinned:,} pages of the row index at once, {self._slots:,} fit into "
-                f"{self._arena.nbytes:,} bytes; take smaller batches or raise index_memory_bytes"
+                f"{self.arena.data.nbytes:,} bytes; take smaller batches or raise index_memory_bytes"
             )
         found: list[int] = []
         self._used[slots] = _PINNED
@@ -346,6 +343,6 @@ class Pages:
                 continue
             self._used[slot] = _PINNED
             if self._page_in[slot] >= 0:
-                self._slot_of[self._page_in[slot]] = 0
+                self.arena.slot_of[self._page_in[slot]] = 0
             found.append(slot)
         return np.concatenate([slots, np.array(found, np.int64)])

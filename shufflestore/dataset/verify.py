@@ -21,6 +21,7 @@ from shufflestore.errors import CorruptData, ShuffleStoreError, StorageError
 from shufflestore.format.coverage import gaps, merged
 from shufflestore.format.layout import IndexHeader
 from shufflestore.format.manifest import Shards
+from shufflestore.storage.base import READ, ZERO
 
 __all__ = ["Report", "check_split", "verify"]
 
@@ -109,10 +110,9 @@ def _shard(reading: Reading, shard: int, report: Report) -> None:
         return
     report.byte_count += header.shard_bytes
     projection = Projection.of(indexes.tree, tuple(range(len(indexes.tree.schema))), {})
-    covered: list[NDArray[np.int64]] = []
     before = report.problem_count
-    for first in range(start, stop, _ROWS):
-        covered += _records(reading, np.arange(first, min(first + _ROWS, stop)), projection, report)
+    pieces = (np.arange(first, min(first + _ROWS, stop)) for first in range(start, stop, _ROWS))
+    covered = [_records(reading, ids, projection, report) for ids in pieces]
     if report.problem_count == before:
         _outside(reading, shard, header, covered)
 
@@ -148,13 +148,14 @@ def _index_bytes(reading: Reading, shard: int, header: IndexHeader) -> None:
         fetch(store, [Extent(name, size, at, page, f"page {i} of the row index", crc) for i, at, crc in pages])
 
 
-def _records(
-    reading: Reading, ids: NDArray[np.int64], projection: Projection, report: Report
-) -> list[NDArray[np.int64]]:
+def _records(reading: Reading, ids: NDArray[np.int64], projection: Projection, report: Report) -> NDArray[np.int64]:
     """Read records with their checksums; return the byte ranges that they cover."""
-    located, _ = reading.indexes.locate(reading.indexes.find(ids), projection.wanted)
+    ends = np.array([len(ids)])
+    reads = (
+        reading.indexes.resolve(reading.indexes.find(ids), ends, projection.wanted, True).reads.view(READ).reshape(-1)
+    )
     try:
-        (ready,) = reading.submit(ids, np.array([len(ids)]), projection)
+        (ready,) = reading.submit(ids, ends, projection)
         reading.deliver(ready)
     except (CorruptData, StorageError):
         # Something in here is damaged: find out which records are.
@@ -164,9 +165,10 @@ def _records(
                 reading.deliver(one)
             except ShuffleStoreError as error:
                 report.complain(error)
-    lo = located.offset.astype(np.int64)
-    hi = lo + located.size.astype(np.int64)
-    return [merged(lo[:, i], hi[:, i]) for i in range(lo.shape[1])]
+    reads = reads[reads["op"] != ZERO]
+    reads = reads[np.argsort(reads["offset"], kind="stable")]
+    first = reads["offset"].astype(np.int64)
+    return merged(first, first + reads["size"].astype(np.int64))
 
 
 def _outside(reading: Reading, shard: int, header: IndexHeader, covered: list[NDArray[np.int64]]) -> None:

@@ -1,7 +1,12 @@
-"""Gathered bytes to columns, in batch order: offsets from 0, zeros under nulls, every count checked."""
+"""Gathered bytes to columns, in batch order: offsets from 0, zeros under nulls, every count checked.
+
+What to do for a column follows from its type, so it is settled once a projection: `decoder_for` walks
+the tree and returns a function; a batch then costs no look-up of types, buffers or places.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -12,38 +17,32 @@ import pyarrow.types as pt
 from numpy.typing import NDArray
 
 from shufflestore.errors import CorruptData
-from shufflestore.format.resolve import ALL_VALID, Located, Placed, Wanted
+from shufflestore.format.resolve import ALL_VALID, Resolved, Wanted
 from shufflestore.format.schema import ROW, Node, Role
 
-__all__ = ["Column", "Gathered", "decode_column", "numpy_type"]
+__all__ = ["Column", "Decode", "Gathered", "decoder_for", "numpy_type"]
 
 _INT32_LIMIT: Final = 2**31 - 1
 
 
-@dataclass(eq=False)  # not frozen: made for every batch, and a frozen one costs as much again
+@dataclass(eq=False, slots=True)  # not frozen: made for every batch, and a frozen one costs as much again
 class Gathered:
-    """One batch of a window: what was asked for, and the bytes that came."""
+    """One batch of a window: where its bytes were put, and the bytes."""
 
-    wanted: Wanted
-    located: Located
-    placed: Placed
+    window: Resolved
     batch: int
+    """Its number in the window."""
     first: int
-    """The batch's records are rows [first, last) of `located`."""
+    """The batch's records are [first, last) of the window's."""
     last: int
     outputs: list[NDArray[np.uint8]]
-
-    @property
-    def length(self) -> int:
-        """Records in the batch."""
-        return self.last - self.first
 
 
 @dataclass(eq=False, slots=True)  # not frozen: several are made for every batch
 class Column:
     """One column of a batch, or what lies inside it, laid out as Arrow lays it out.
 
-    Arrays are views into buffers that belong to this batch alone.
+    Arrays are views into memory whose bytes belong to this batch alone; they may be written to.
     """
 
     type: pa.DataType
@@ -81,7 +80,9 @@ class Column:
         elif pt.is_boolean(type_):
             buffers = [valid, pa.py_buffer(np.packbits(self.values, bitorder="little"))]
         else:
-            buffers = [valid, pa.py_buffer(np.ascontiguousarray(self.values))]
+            kind = numpy_type(type_)  # another than that of the values where the core widened them
+            stored = self.values if kind is None else self.values.astype(kind, copy=False)
+            buffers = [valid, pa.py_buffer(np.ascontiguousarray(stored))]
         children = [child.to_arrow() for child in self.children]
         return pa.Array.from_buffers(type_, self.length, buffers, nulls, children=children or None)
 
@@ -108,164 +109,217 @@ def numpy_type(type_: pa.DataType) -> np.dtype[Any] | None:
     return None
 
 
-def decode_column(column: int, batch: Gathered, wide: dict[int, str]) -> Column:
-    """Return one column of a batch from the bytes that were read for it.
+PerRecord = NDArray[np.int64] | None
+"""(records,) entries of each record; None at row depth, where each record has one."""
+Decode = Callable[[Gathered, PerRecord, int], Column]
+"""decode(batch, None, records) -> a column; inner ones get each record's entries, and entries in all."""
+_Valid = Callable[[Gathered, PerRecord, int], "NDArray[np.bool_] | None"]
+_Values = Callable[[Gathered, PerRecord, int], NDArray[Any]]
+
+
+def decoder_for(wanted: Wanted, column: int, wide: dict[int, str]) -> Decode:
+    """Return what makes one column of any batch from the bytes that were read for it.
 
     Args:
+        wanted: The projection.
         column: Number in the data set's schema; not one that is read whole.
-        batch: The batch and its bytes.
         wide: Buffers that the core widened: buffer -> numpy code of what it made.
 
-    Raises:
-        CorruptData: Inner offsets disagree with the row index; where the CRC of the offsets was
-            right, the writer was wrong.
+    Returns:
+        decode(batch, None, records). Raises CorruptData where inner offsets disagree with the row
+        index: where the CRC of the offsets was right, the writer was wrong.
     """
-    return _Decoder(batch, wide).top(batch.wanted.tops[column])
+    return _Compiler(wanted, wide).node(wanted.tree.top(column), True)
 
 
-class _Decoder:
-    def __init__(self, batch: Gathered, wide: dict[int, str]) -> None:
-        self.batch = batch
+class _Compiler:
+    """Walks a column's tree once. `is_row` says whether a node stands at row depth: one entry a record."""
+
+    def __init__(self, wanted: Wanted, wide: dict[int, str]) -> None:
+        self.wanted = wanted
         self.wide = wide
-        self.rows = slice(batch.first, batch.last)
 
-    def top(self, node: Node) -> Column:
-        return self.node(node, None, self.batch.last - self.batch.first)
-
-    def node(self, node: Node, per_record: NDArray[np.int64] | None, total: int) -> Column:
-        """Decode a node.
-
-        Args:
-            node: At any depth.
-            per_record: (records,) entries of each record; None for one each.
-            total: Entries in all.
-        """
-        wanted, type_ = self.batch.wanted, node.type
-        valid = None if node.validity < 0 else self.validity(node, per_record, total)
+    def node(self, node: Node, is_row: bool) -> Decode:
+        type_, valid = node.type, self.validity(node, is_row)
         if node.opens != ROW:
-            inner = self.batch.located.counts[self.rows, wanted.level_of[node.opens]]
-            offsets = self.offsets(node, inner, per_record, total)
-            if not node.children:
-                return Column(type_, total, valid, offsets, self.region(node.data + 1))
-            child = self.node(self.tree_node(node.children[0]), inner, int(offsets[-1]))
-            return Column(type_, total, valid, offsets, None, (child,))
+            return self.variable(node, is_row, valid)
         if pt.is_fixed_size_list(type_):
-            size = type_.list_size
-            # One entry a record is as good as the record itself: such a list of one stands at row depth.
-            entries = (
-                None
-                if per_record is None and size == 1
-                else (np.full(total, size) if per_record is None else per_record * size)
-            )
-            child = self.node(self.tree_node(node.children[0]), entries, total * size)
-            return Column(type_, total, valid, None, None, (child,))
+            return self.fixed_list(node, is_row, valid)
         if pt.is_struct(type_):
-            inner_columns = tuple(self.node(self.tree_node(i), per_record, total) for i in node.children)
-            return Column(type_, total, valid, None, None, inner_columns)
+            inner = [self.node(self.wanted.tree.nodes[i], is_row) for i in node.children]
+
+            def struct(batch: Gathered, per_record: PerRecord, total: int) -> Column:
+                made = tuple(decode(batch, per_record, total) for decode in inner)
+                return Column(type_, total, valid(batch, per_record, total), None, None, made)
+
+            return struct
         if pt.is_null(type_):
-            return Column(type_, total)
-        return Column(type_, total, valid, None, self.fixed(node, per_record, total))
+            return lambda _batch, _per_record, total: Column(type_, total)
+        values = self.values(node, is_row)
 
-    def tree_node(self, number: int) -> Node:
-        return self.batch.wanted.tree.nodes[number]
+        def fixed(batch: Gathered, per_record: PerRecord, total: int) -> Column:
+            return Column(type_, total, valid(batch, per_record, total), None, values(batch, per_record, total))
 
-    def region(self, buffer: int) -> NDArray[np.uint8]:
-        """All bytes of a buffer, record after record."""
-        wanted = self.batch.wanted
-        place = wanted.read_of[buffer]
-        start, size = self.batch.placed.places[self.batch.batch][place]
-        return self.batch.outputs[wanted.output_of[place]][start : start + size]
+        return fixed
 
-    # -- validity and bits -------------------------------------------------------------------------
+    # -- lists and strings -------------------------------------------------------------------------
 
-    def validity(self, node: Node, per_record: NDArray[np.int64] | None, total: int) -> NDArray[np.bool_] | None:
-        wanted, located = self.batch.wanted, self.batch.located
-        if per_record is None:
-            if located.all_set[wanted.bit_of[node.validity]]:
+    def variable(self, node: Node, is_row: bool, valid: _Valid) -> Decode:
+        type_, level = node.type, self.wanted.level_of[node.opens]
+        stored = None if is_row else self.region(node.data)
+        width = self.wanted.tree.buffers[node.data].width
+
+        def ends(batch: Gathered, per_record: PerRecord, total: int) -> NDArray[np.int64]:
+            if stored is None or per_record is None:
+                # A window's offsets have one entry more for each batch.
+                return batch.window.offsets[level, batch.first + batch.batch : batch.last + batch.batch + 1]
+            inner = batch.window.counts[level, batch.first : batch.last]
+            return _rebased(node.name, stored(batch).view(f"<i{width}"), inner, per_record, total)
+
+        if not node.children:
+            data = self.region(node.data + 1)
+
+            def text(batch: Gathered, per_record: PerRecord, total: int) -> Column:
+                offsets = ends(batch, per_record, total)
+                return Column(type_, total, valid(batch, per_record, total), offsets, data(batch))
+
+            return text
+        child = self.node(self.wanted.tree.nodes[node.children[0]], False)
+
+        def list_(batch: Gathered, per_record: PerRecord, total: int) -> Column:
+            offsets = ends(batch, per_record, total)
+            counts = batch.window.counts[level, batch.first : batch.last]
+            elements = child(batch, counts, int(offsets[-1]))
+            return Column(type_, total, valid(batch, per_record, total), offsets, None, (elements,))
+
+        return list_
+
+    def fixed_list(self, node: Node, is_row: bool, valid: _Valid) -> Decode:
+        type_, size = node.type, node.type.list_size
+        # One entry a record is as good as the record itself: such a list of one stands at row depth.
+        child = self.node(self.wanted.tree.nodes[node.children[0]], is_row and size == 1)
+
+        def fixed_list(batch: Gathered, per_record: PerRecord, total: int) -> Column:
+            if per_record is not None:
+                entries: PerRecord = per_record * size
+            else:
+                entries = None if size == 1 else np.full(total, size)
+            elements = child(batch, entries, total * size)
+            return Column(type_, total, valid(batch, per_record, total), None, None, (elements,))
+
+        return fixed_list
+
+    # -- bits --------------------------------------------------------------------------------------
+
+    def validity(self, node: Node, is_row: bool) -> _Valid:
+        if node.validity < 0:
+            return lambda _batch, _per_record, _total: None
+        bits, wanted = self.bits(node.validity, is_row), self.wanted
+        place = wanted.bit_of[node.validity] if is_row else wanted.bit_range_of[node.validity]
+
+        def valid(batch: Gathered, per_record: PerRecord, total: int) -> NDArray[np.bool_] | None:
+            window = batch.window
+            if (window.all_set if is_row else window.all_valid)[place]:
                 return None
-        elif located.all_valid[wanted.read_of[node.validity]]:
-            return None
-        valid = self.bit_values(node.validity, per_record, total)
-        return None if valid.all() else valid
+            found = bits(batch, per_record, total)
+            return None if found.all() else found
 
-    def bit_values(self, buffer: int, per_record: NDArray[np.int64] | None, total: int) -> NDArray[np.bool_]:
-        wanted, located = self.batch.wanted, self.batch.located
-        if per_record is None:
-            return located.bits[self.rows, wanted.bit_of[buffer]].astype(bool)
-        place = wanted.read_of[buffer]
-        shift = located.shift[self.rows, place]
-        sizes = np.where(shift == ALL_VALID, 0, located.slot[self.rows, place]).astype(np.int64)
-        data = self.region(buffer)
-        first = np.cumsum(sizes) - sizes
-        # Entry j of a record is bit shift + j counted from its slot's first byte.
-        start = np.repeat(first * 8 + np.where(shift == ALL_VALID, 0, shift) - _before(per_record), per_record)
-        bit = start + np.arange(total)
-        if not len(data):
-            return np.ones(total, bool)
-        absent = np.repeat(shift == ALL_VALID, per_record)
-        bit = np.where(absent, 0, bit)
-        return np.asarray(absent | ((data[bit >> 3] >> (bit & 7).astype(np.uint8)) & 1).astype(bool))
+        return valid
 
-    # -- offsets -----------------------------------------------------------------------------------
+    def bits(self, buffer: int, is_row: bool) -> Callable[[Gathered, PerRecord, int], NDArray[np.bool_]]:
+        wanted = self.wanted
+        if is_row:
+            bit = wanted.bit_of[buffer]
 
-    def offsets(
-        self, node: Node, inner: NDArray[np.int64], per_record: NDArray[np.int64] | None, total: int
-    ) -> NDArray[np.int64]:
-        out = np.empty(total + 1, np.int64)
-        out[0] = 0
-        if per_record is None:
-            inner.cumsum(out=out[1:])
-            return out
-        buffer = self.batch.wanted.tree.buffers[node.data]
-        stored = self.region(node.data).view(f"<i{buffer.width}").astype(np.int64)
-        if total == 0:
-            return out
-        # k + 1 entries for a record of k > 0; drop the difference between one record's last and the next's first.
-        entries = np.where(per_record > 0, per_record + 1, 0)
-        if len(stored) != int(entries.sum()):
-            raise CorruptData(f"column {node.name!r}: {len(stored)} offsets came, {int(entries.sum())} were due")
-        steps = np.diff(stored)
-        ends = np.cumsum(entries[entries > 0])[:-1] - 1
-        lengths = np.delete(steps, ends)
-        np.cumsum(lengths, out=out[1:])
-        sums = out[_before(per_record) + per_record] - out[_before(per_record)]
-        if (lengths < 0).any() or not np.array_equal(sums, inner):
-            raise CorruptData(
-                f"column {node.name!r}: offsets inside a record disagree with the row index; "
-                "run `shufflestore verify`, then index or convert again"
-            )
-        return out
+            def of_records(batch: Gathered, _per_record: PerRecord, _total: int) -> NDArray[np.bool_]:
+                return batch.window.bits[bit, batch.first : batch.last].view(np.bool_)
 
-    # -- values ------------------------------------------------------------------------------------
+            return of_records
+        place, region = wanted.bit_range_of[buffer], self.region(buffer)
 
-    def fixed(self, node: Node, per_record: NDArray[np.int64] | None, total: int) -> NDArray[Any]:
-        wanted = self.batch.wanted
-        buffer = wanted.tree.buffers[node.data]
+        def of_entries(batch: Gathered, per_record: PerRecord, total: int) -> NDArray[np.bool_]:
+            assert per_record is not None, "not at row depth"
+            return _unpacked(region(batch), batch.window.shift[place, batch.first : batch.last], per_record, total)
+
+        return of_entries
+
+    # -- numbers -----------------------------------------------------------------------------------
+
+    def region(self, buffer: int) -> Callable[[Gathered], NDArray[np.uint8]]:
+        """All bytes of a buffer, record after record."""
+        place = self.wanted.read_of[buffer]
+        output = self.wanted.output_of[place]
+        if self.wanted.output_of.count(output) == 1:
+            return lambda batch: batch.outputs[output]
+
+        def part(batch: Gathered) -> NDArray[np.uint8]:
+            start, size = batch.window.places[batch.batch][place]
+            return batch.outputs[output][start : start + size]
+
+        return part
+
+    def values(self, node: Node, is_row: bool) -> _Values:
+        wanted, number = self.wanted, node.data
+        buffer = wanted.tree.buffers[number]
         if buffer.role == Role.BITS:
-            return self.bit_values(node.data, per_record, total)
-        copied = wanted.copied.get(node.data)
-        if copied is not None:
-            place, width = copied
-            raw = self.batch.located.fixed[self.rows, place : place + width].copy()
-            if not self.batch.located.is_all_set:
-                self.blank(node, raw)
-        else:
-            raw, width = self.region(node.data), buffer.width
-        if copied is None and node.data in self.wide:
-            wide: NDArray[Any] = raw.view(self.wide[node.data])
-            return wide
-        kind = numpy_type(node.type)
-        values: NDArray[Any] = raw.reshape(total, width) if kind is None else raw.view(kind).reshape(total)
-        return values
+            return self.bits(number, is_row)
+        kind, width = numpy_type(node.type), buffer.width
+        if number in wanted.copied:
+            at, _ = wanted.copied[number]
+            above = [
+                wanted.bit_of[n.validity] for n in wanted.tree.ancestors(node.number) if n.validity in wanted.bit_of
+            ]
 
-    def blank(self, node: Node, raw: NDArray[np.uint8]) -> None:
-        """Put zeros under nulls, here or above: what Arrow keeps there is nobody's business."""
-        wanted = self.batch.wanted
-        for above in wanted.tree.ancestors(node.number):
-            bit = wanted.bit_of.get(above.validity)
-            if bit is not None:
-                valid = self.batch.located.bits[self.rows, bit]
-                raw[valid == 0] = 0
+            def copied(batch: Gathered, _per_record: PerRecord, _total: int) -> NDArray[Any]:
+                return batch.window.copied(at, width, kind, above)[batch.first : batch.last]
+
+            return copied
+        region = self.region(number)
+        if number in self.wide:
+            wide = np.dtype(self.wide[number])
+            return lambda batch, _per_record, _total: region(batch).view(wide)
+        if kind is None:
+            return lambda batch, _per_record, total: region(batch).reshape(total, width)
+        return lambda batch, _per_record, _total: region(batch).view(kind)
+
+
+def _unpacked(
+    data: NDArray[np.uint8], shift: NDArray[np.uint8], per_record: NDArray[np.int64], total: int
+) -> NDArray[np.bool_]:
+    """Return the bits of bit ranges that each begin within a byte of their own."""
+    if not len(data):
+        return np.ones(total, bool)
+    has_none = shift == ALL_VALID
+    first = np.where(has_none, 0, shift).astype(np.int64)
+    sizes = np.where(has_none | (per_record == 0), 0, (first + per_record + 7) // 8)
+    # Entry j of a record is bit shift + j counted from its slot's first byte.
+    start = np.repeat(_before(sizes) * 8 + first - _before(per_record), per_record)
+    absent = np.repeat(has_none, per_record)
+    bit = np.where(absent, 0, start + np.arange(total))
+    return np.asarray(absent | ((data[bit >> 3] >> (bit & 7).astype(np.uint8)) & 1).astype(bool))
+
+
+def _rebased(
+    name: str, stored: NDArray[Any], inner: NDArray[np.int64], per_record: NDArray[np.int64], total: int
+) -> NDArray[np.int64]:
+    """Return offsets from 0 of lists below row depth, from the k + 1 that were read for each record of k > 0."""
+    out = np.zeros(total + 1, np.int64)
+    if total == 0:
+        return out
+    # Drop the difference between one record's last and the next one's first.
+    entries = np.where(per_record > 0, per_record + 1, 0)
+    if len(stored) != int(entries.sum()):
+        raise CorruptData(f"column {name!r}: {len(stored)} offsets came, {int(entries.sum())} were due")
+    ends = np.cumsum(entries[entries > 0])[:-1] - 1
+    lengths = np.delete(np.diff(stored.astype(np.int64)), ends)
+    np.cumsum(lengths, out=out[1:])
+    sums = out[_before(per_record) + per_record] - out[_before(per_record)]
+    if (lengths < 0).any() or not np.array_equal(sums, inner):
+        raise CorruptData(
+            f"column {name!r}: offsets inside a record disagree with the row index; "
+            "run `shufflestore verify`, then index or convert again"
+        )
+    return out
 
 
 def _before(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,16 +1,16 @@
 """Rows to reads: where in the shard a batch's bytes are, and where in the batch they go.
 
-Two pure steps. `locate` asks the pages of the row index for each record's ranges; `lay_out`
-gives every range its slot in the outputs of its batch. Both run in the native core; the same
-steps in numpy, for reference, stand in `tests/naive/resolve.py`.
+A pure step: `resolve` asks the pages of the row index for each record's ranges, and gives every
+range its slot in the outputs of its batch. It runs in the native core; the same step in plain
+Python, for reference, stands in `tests/naive/resolve.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from shufflestore import _native
 from shufflestore.errors import CorruptData
 from shufflestore.format.layout import PAGE_HEAD, Layout, layout_of
-from shufflestore.format.schema import ROW, Buffer, Node, Tree
+from shufflestore.format.schema import ROW, Buffer, Role, Tree
 from shufflestore.lazy import lazy
 
-__all__ = ["ALL_VALID", "Located", "Placed", "Program", "Wanted", "lay_out", "locate", "program_for", "wanted_for"]
+__all__ = ["ALL_VALID", "Arena", "Resolved", "Wanted", "Window", "program_for", "resolve", "wanted_for", "widened"]
 
 ALL_VALID: Final = 255
 """Shift of a bit range that the shard does not have: every bit is one, and nothing is read."""
@@ -46,7 +46,7 @@ class Wanted:
     outputs: dict[int, int]
     """Column -> which output of the batch holds its regions; a column with none to read has none."""
     lay: NDArray[np.int64]
-    """(reads, 3) output, op and bytes delivered for each byte read."""
+    """(reads, 4) output, op, bytes delivered for each byte read, row among the bit ranges or -1."""
 
     @lazy
     def read_of(self) -> dict[int, int]:
@@ -64,101 +64,118 @@ class Wanted:
         return {level: i for i, level in enumerate(self.levels)}
 
     @lazy
+    def bit_range_of(self) -> dict[int, int]:
+        """Buffer of bits below row depth -> its place among the bit ranges."""
+        return {b.number: row for b, row in zip(self.reads, self.lay[:, 3].tolist(), strict=True) if row >= 0}
+
+    @lazy
     def output_of(self) -> list[int]:
         """For each read, its output."""
         made: list[int] = self.lay[:, 0].tolist()
         return made
 
-    @lazy
-    def tops(self) -> dict[int, Node]:
-        """Column -> its top node."""
-        return {column: self.tree.top(column) for column in self.columns}
+
+@dataclass(frozen=True, eq=False)
+class Arena:
+    """Checked pages of row indexes in memory."""
+
+    data: NDArray[np.uint8]
+    """Slots of one size, each for a page."""
+    slot_of: NDArray[np.int32]
+    """Page number -> its slot, counted from 1; 0 where the page is not here."""
+    slot_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
-    """How one layout answers for a projection: tables of numbers for the native core."""
+class Window:
+    """Records of several batches, found in the row index."""
 
-    geometry: NDArray[np.int64]
-    """(4,) page head bytes, entry bytes, page bytes, fixed bytes a record."""
-    levels: NDArray[np.int64]
-    """(levels, 4) byte of the start in the entry, byte of the base in the page, first null bit, null bits."""
-    reads: NDArray[np.int64]
-    """(reads, 8) index among levels or -1, factor, role, width, byte of the offset in the page or -1,
-    byte of the CRC in the entry or -1, first null bit, null bits."""
-    bits: NDArray[np.int64]
-    """(bits, 2) bit in the entry or -1, value where there is none."""
-    copies: NDArray[np.int64]
-    """(copies, 3) byte in the entry, byte in the fixed bytes, width."""
-    nulls: NDArray[np.int64]
-    """Bits in the entry; a record is null where one of those named is 0."""
+    page: NDArray[np.int64]
+    """(n,) number of the page of each record."""
+    entry: NDArray[np.int64]
+    """(n,) which entry of the page is the record's."""
+    file: NDArray[np.uint32]
+    """(n,) the store's handle of the record's shard."""
+    layout: NDArray[np.int64] | None
+    """(n,) which program answers for the record; None for the first one."""
+    batch_ends: NDArray[np.int64]
+    """(b,) batch i has records [batch_ends[i - 1], batch_ends[i]); the last is n."""
 
 
 @dataclass(frozen=True, eq=False)
-class Located:
-    """Ranges of n records, before they have slots."""
+class Resolved:
+    """Reads of the batches of a window, each with its slot, and all that is known of the batches without reading."""
 
-    offset: NDArray[np.uint64]
-    """(n, reads) first byte in the file."""
-    size: NDArray[np.uint64]
-    """(n, reads) bytes to read; 0 for none."""
-    slot: NDArray[np.uint64]
-    """(n, reads) bytes of the slot, in bytes of the file; more than `size` only where it is zeros."""
-    crc: NDArray[np.uint32]
-    shift: NDArray[np.uint8]
-    """(n, reads) first bit within the first byte of a bit range, or ALL_VALID."""
-    counts: NDArray[np.int64]
-    """(n, levels) elements."""
-    bits: NDArray[np.uint8]
-    """(n, bits) 0 or 1."""
-    fixed: NDArray[np.uint8]
-    """(n, fixed bytes) copied values."""
-
-    @lazy
-    def all_valid(self) -> list[bool]:
-        """For each read, whether no record has it: a validity buffer that the shards lack."""
-        # Column by column: numpy's reduction along the first axis of a narrow array costs seven times as much.
-        return [bool(column.all()) for column in (self.shift == ALL_VALID).T]
-
-    @lazy
-    def all_set(self) -> list[bool]:
-        """For each bit, whether every record has it set."""
-        return [bool(column.all()) for column in self.bits.T]
-
-    @lazy
-    def is_all_set(self) -> bool:
-        """Whether no record of the window has a null or a False at row depth."""
-        return all(self.all_set)
-
-    @classmethod
-    def empty(cls, count: int, wanted: Wanted) -> Located:
-        """Return arrays for `count` records, not yet filled."""
-        reads = (count, len(wanted.reads))
-        return cls(
-            np.empty(reads, np.uint64), np.empty(reads, np.uint64), np.empty(reads, np.uint64),
-            np.empty(reads, np.uint32), np.empty(reads, np.uint8),
-            np.empty((count, len(wanted.levels)), np.int64), np.empty((count, len(wanted.bits)), np.uint8),
-            np.empty((count, wanted.fixed_bytes), np.uint8),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Placed:
-    """Reads of several batches, each with its slot, ready for a store."""
-
-    reads: NDArray[np.uint64]
-    """(m, 5) the words of `storage.base.READ`; "reserved" holds the record's place in the window."""
     ends: NDArray[np.uint64]
     """(batches,) reads of batch i end here."""
     output_sizes: NDArray[np.uint64]
     """(batches, outputs) bytes."""
     regions: NDArray[np.int64]
     """(batches, reads, 2) first byte and bytes of each buffer's region in its output."""
+    counts: NDArray[np.int64]
+    """(levels, n) elements of each record."""
+    offsets: NDArray[np.int64]
+    """(levels, n + batches) elements before each record in its batch; each batch begins with 0 and ends with all."""
+    bits: NDArray[np.uint8]
+    """(bits, n) 0 or 1."""
+    shift: NDArray[np.uint8]
+    """(bit ranges, n) first bit within the first byte, or ALL_VALID."""
+    fixed: NDArray[np.uint8]
+    """Copied values, value after value; of the one at byte b of a record's the first stands at b * (n, rounded up to 8)."""
+    reads: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 5), np.uint64))
+    """(m, 5) the words of `storage.base.READ`; "reserved" holds the record's place in the window."""
+
+    @classmethod
+    def empty(cls, count: int, batches: int, wanted: Wanted) -> Resolved:
+        """Return arrays for `count` records, not yet filled."""
+        levels = len(wanted.levels)
+        return cls(
+            np.empty(batches, np.uint64), np.zeros((batches, len(wanted.outputs)), np.uint64),
+            np.empty((batches, len(wanted.reads), 2), np.int64), np.empty((levels, count), np.int64),
+            np.empty((levels, count + batches), np.int64), np.empty((len(wanted.bits), count), np.uint8),
+            np.empty((len(wanted.bit_range_of), count), np.uint8),
+            np.empty(-(-count // 8) * 8 * wanted.fixed_bytes, np.uint8),
+        )  # fmt: skip
 
     @lazy
     def places(self) -> list[list[tuple[int, int]]]:
         """`regions` as numbers of Python's."""
         made: list[list[tuple[int, int]]] = self.regions.tolist()
+        return made
+
+    @lazy
+    def all_valid(self) -> list[bool]:
+        """For each bit range, whether no record has it: a validity buffer that the shards lack."""
+        return [bool(row.all()) for row in self.shift == ALL_VALID]
+
+    @lazy
+    def all_set(self) -> list[bool]:
+        """For each bit, whether every record has it set."""
+        return [bool(row.all()) for row in self.bits]
+
+    @lazy
+    def _copied(self) -> dict[tuple[int, int], NDArray[Any]]:
+        return {}
+
+    def copied(self, at: int, width: int, kind: np.dtype[Any] | None, validity: Sequence[int]) -> NDArray[Any]:
+        """Return a copied value of every record, zeros under nulls: what Arrow keeps there is nobody's business.
+
+        Args:
+            at: Its byte in the records' fixed bytes, from `Wanted.copied`.
+            width: Its bytes.
+            kind: (n,) of this are returned; None for (n, width) of uint8.
+            validity: Its own validity bit and those around it, places among the bits.
+        """
+        made = self._copied.get((at, width))  # where one has no bytes, the next begins at the same one
+        if made is None:
+            count = self.bits.shape[1]
+            start = at * (-(-count // 8) * 8)
+            made = self.fixed[start : start + count * width]
+            made = made.reshape(count, width) if kind is None else made.view(kind)
+            for bit in validity:
+                if not self.all_set[bit]:
+                    made[self.bits[bit] == 0] = 0
+            self._copied[at, width] = made
         return made
 
 
@@ -186,16 +203,27 @@ def wanted_for(tree: Tree, columns: tuple[int, ...], widen: tuple[tuple[int, int
     levels = tuple(n.opens for n in tree.nodes if n.opens != ROW and n.column in chosen)
     outputs: dict[int, int] = {}
     ops = {buffer: (op, ratio) for buffer, op, ratio in widen}
-    lay = np.zeros((len(reads), 3), np.int64)
+    lay = np.zeros((len(reads), 4), np.int64)
+    bit_ranges = 0
     for i, buffer in enumerate(reads):
         output = outputs.setdefault(tree.nodes[buffer.node].column, len(outputs))
-        lay[i] = (output, *ops.get(buffer.number, (0, 1)))
+        is_bits = buffer.role in (Role.VALIDITY, Role.BITS)
+        lay[i] = (output, *ops.get(buffer.number, (0, 1)), bit_ranges if is_bits else -1)
+        bit_ranges += is_bits
     return Wanted(tree, tuple(sorted(chosen)), reads, levels, bits, copied, used, outputs, lay)
 
 
 @lru_cache(maxsize=256)
-def program_for(layout: Layout, wanted: Wanted) -> Program:
-    """Return how a shard of this layout answers for a projection.
+def program_for(layout: Layout, wanted: Wanted) -> _native.Program:
+    """Return how a shard of this layout answers for a projection: tables of numbers for the native core.
+
+    geometry: page head bytes, entry bytes, page bytes, fixed bytes a record.
+    levels: (levels, 4) byte of the start in the entry, byte of the base in the page, first null bit, null bits.
+    reads: (reads, 8) index among levels or -1, factor, role, width, byte of the offset in the page or -1,
+    byte of the CRC in the entry or -1, first null bit, null bits.
+    bits: (bits, 2) bit in the entry or -1, value where there is none.
+    copies: (copies, 3) byte in the entry, byte in a record's fixed bytes, width.
+    nulls: bits in the entry; a record is null where one of those named is 0.
 
     Columns that this shard holds whole answer with no ranges at all.
     """
@@ -231,7 +259,7 @@ def program_for(layout: Layout, wanted: Wanted) -> Program:
         (layout.copied[here[number]], at, width) for number, (at, width) in wanted.copied.items() if number in here
     ]
     geometry = (layout.page_head_bytes, layout.entry_bytes, layout.page_bytes, wanted.fixed_bytes)
-    return Program(
+    return _native.Program(
         np.array(geometry, np.int64), _table(level_rows, 4), _table(reads, 8), _table(bits, 2), _table(copies, 3),
         np.array(nulls, np.int64),
     )  # fmt: skip
@@ -257,62 +285,42 @@ def _table(rows: Sequence[tuple[int, ...]], width: int) -> NDArray[np.int64]:
     return np.array(rows, np.int64).reshape(len(rows), width)
 
 
-def locate(
-    arena: NDArray[np.uint8],
-    pages: NDArray[np.int64],
-    slots: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    program: Program,
-    out: Located,
-) -> None:
-    """Fill in the ranges of some records from the pages of their row index.
+def resolve(
+    arena: Arena, programs: list[_native.Program], window: Window, wanted: Wanted, verify: bool
+) -> Resolved | None:
+    """Return the reads of a window's batches: batch after batch, buffer after buffer, record after record.
 
     Args:
-        arena: Bytes that hold checked pages.
-        pages: (k,) where in the arena each record's page begins.
-        slots: (k,) which entry of the page is the record's.
-        rows: (k,) which row of `out` to fill for each.
-        program: Of the layout that these pages have.
-        out: Filled in at `rows`.
+        arena: Where pages are.
+        programs: One a layout that `window.layout` names.
+        window: The records.
+        wanted: The projection that the programs answer for.
+        verify: Whether reads carry the CRC they must have.
+
+    Returns:
+        None if a page is not in the arena.
 
     Raises:
         CorruptData: A page contradicts itself: its checksum was right, so its writer was wrong.
 
-    O(records x reads), about 10 ns each.
+    O(records x reads), about 20 ns each.
     """
-    bad = _native.locate(
-        arena, pages, slots, rows, program.geometry, program.levels, program.reads, program.bits, program.copies,
-        program.nulls, out.offset, out.size, out.slot, out.crc, out.shift, out.counts, out.bits, out.fixed,
+    out = Resolved.empty(len(window.page), len(window.batch_ends), wanted)
+    found, reads = _native.resolve(
+        arena.data, arena.slot_of, arena.slot_bytes, programs, window.page, window.entry, window.file,
+        _NONE if window.layout is None else window.layout, window.batch_ends, wanted.lay, verify,
+        out.ends, out.output_sizes, out.regions, out.counts, out.offsets, out.bits, out.shift, out.fixed,
     )  # fmt: skip
-    if bad >= 0:
+    if found >= 0:
         raise CorruptData(
-            f"the row index contradicts itself at entry {slots[bad]} of the page at {pages[bad]}: an entry outside "
-            "its page, or starts that decrease; index or convert again"
+            f"the row index contradicts itself at entry {window.entry[found]} of page {window.page[found]}: an entry "
+            "outside its page, or starts that decrease; index or convert again"
         )
+    return replace(out, reads=reads) if found == _FOUND else None
 
 
-def lay_out(
-    located: Located, files: NDArray[np.uint32], batch_ends: NDArray[np.int64], wanted: Wanted, verify: bool
-) -> Placed:
-    """Give every range its slot: batch after batch, buffer after buffer, record after record.
-
-    Args:
-        located: Of n records.
-        files: (n,) the store's handle of each record's shard.
-        batch_ends: (b,) batch i has records [batch_ends[i - 1], batch_ends[i]); the last is n.
-        wanted: The projection that `located` was filled for.
-        verify: Whether reads carry the CRC they must have.
-    """
-    count, batches = int((located.slot > 0).sum()), len(batch_ends)
-    reads = np.empty((count, 5), np.uint64)
-    ends = np.empty(batches, np.uint64)
-    sizes = np.zeros((batches, len(wanted.outputs)), np.uint64)
-    regions = np.zeros((batches, len(wanted.reads), 2), np.int64)
-    _native.lay_out(
-        located.offset, located.size, located.slot, located.crc, files, batch_ends, wanted.lay, verify,
-        reads, ends, sizes, regions,
-    )  # fmt: skip
-    return Placed(reads, ends, sizes, regions)
+_NONE: Final[NDArray[np.int64]] = np.empty(0, np.int64)
+_FOUND: Final = -1
 
 
 def widened(tree: Tree, rules: Mapping[str, str]) -> dict[int, str]:

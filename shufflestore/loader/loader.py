@@ -10,17 +10,15 @@ from types import TracebackType
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shufflestore.collate.layouts import Layout, Nulls
-from shufflestore.collate.tables import assemble, check_record_id, records_of
-from shufflestore.collate.tensors import WIDENED, to_torch
+from shufflestore.collate.tables import Assemble, assembler, records_of
+from shufflestore.collate.tensors import WIDENED, tensor
 from shufflestore.dataset.dataset import Dataset
 from shufflestore.dataset.opening import open as open_dataset
 from shufflestore.dataset.stream import PREFETCH_BYTES, Stream, planned
 from shufflestore.distributed import resolve
 from shufflestore.errors import OptionError, StateError
-from shufflestore.format.decode import Column
 from shufflestore.loader.epoch import EpochIterator, Progress, Read
 from shufflestore.loader.options import Format, LoaderOptions
 from shufflestore.loader.transform import Transformed
@@ -112,8 +110,6 @@ class DataLoader:
         self.dataset = dataset
         if collate_fn is not None and format != "torch":
             raise OptionError(f"collate_fn builds the batch itself, so format={format!r} has no say; leave one out")
-        if return_ids:
-            check_record_id(dataset.column_names)
         if reshuffle not in ("each_epoch", "once"):
             raise OptionError(f"reshuffle={reshuffle!r}; allowed are ['each_epoch', 'once']")
         if remainder not in (None, "drop", "pad", "uneven"):
@@ -130,6 +126,7 @@ class DataLoader:
             resolve(rank, world_size)  # wrong ones are refused here, not at the first batch
         self._widen = WIDENED if format == "torch" and collate_fn is None else {}
         self._projection = dataset.projection(columns, self._widen)
+        self._finish = self._assembler()
         self._computed = 0
         """Ids of shuffled orders so far."""
         self._next_epoch: int | None = None
@@ -261,6 +258,7 @@ class DataLoader:
             )
             self.dataset = older
             self._projection = older.projection(self.options.columns, self._widen)
+            self._finish = self._assembler()
 
     # -- iteration ---------------------------------------------------------------------------------
 
@@ -300,12 +298,12 @@ class DataLoader:
         loaded, chosen = self._loaded, self._next_epoch
         epoch = loaded.epoch if loaded is not None else chosen if chosen is not None else self._epoch_after()
         partition = self._partition(loaded.position if loaded is not None else 0)
-        dataset, projection = self.dataset, self._projection
+        dataset, projection, finish = self.dataset, self._projection, self._finish
         order = make_order(self.order_name, len(dataset), self.seed, epoch)
 
         def read(rest: Partition) -> Iterator[Any]:
             plan = planned(rest, order, dataset.selection, self._watch)
-            stream = Stream(dataset.reading, projection, plan, self._finish, self.options.prefetch_bytes)
+            stream = Stream(dataset.reading, projection, plan, finish, self.options.prefetch_bytes)
             if self.options.transform is None:
                 return stream
             return Transformed(stream, self.options.transform, self.options.transform_threads)
@@ -321,11 +319,13 @@ class DataLoader:
         if self._computed > _COMPILE_AFTER and self.order_name != "sequential":
             kernels.warm()
 
-    def _finish(self, ids: NDArray[np.int64], columns: dict[str, Column]) -> Any:
-        options = self.options
-        if self.collate_fn is not None:
-            return self.collate_fn(records_of(columns, len(ids), self.dataset.manifest.schema))
-        shown, schema = ids if options.return_ids else None, self.dataset.manifest.schema
-        if options.format == "torch":
-            return to_torch(assemble(columns, shown, "numpy", options.layout, options.fill_nulls, schema))
-        return assemble(columns, shown, options.format, options.layout, options.fill_nulls, schema)
+    def _assembler(self) -> Assemble:
+        """What puts batches together."""
+        options, schema = self.options, self.dataset.manifest.schema
+        collate_fn = self.collate_fn
+        if collate_fn is not None:
+            return lambda ids, columns: collate_fn(records_of(columns, len(ids), schema))
+        return assembler(
+            schema, self._projection.names, "arrow" if options.format == "arrow" else "arrays", options.layout,
+            options.fill_nulls, tensor if options.format == "torch" else None, options.return_ids,
+        )  # fmt: skip

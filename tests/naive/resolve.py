@@ -1,4 +1,4 @@
-"""Rows to reads, believed at sight: what `format.resolve.locate` and `lay_out` must agree with.
+"""Rows to reads, believed at sight: what `format.resolve.resolve` must agree with.
 
 No tables of numbers and no cleverness: an entry is taken apart as `docs/format.md` writes it, one
 record, one level, one buffer after another, in Python's own integers.
@@ -11,7 +11,7 @@ import struct
 import numpy as np
 
 from shufflestore.format.layout import ABSENT, Layout
-from shufflestore.format.resolve import ALL_VALID, Located, Wanted
+from shufflestore.format.resolve import ALL_VALID, Resolved, Wanted
 from shufflestore.format.schema import ROW, Role
 
 ALIGN = 64
@@ -69,9 +69,9 @@ class Record:
         null = self.is_null(buffer.node)
         if base == ABSENT:
             gone = buffer.role == Role.VALIDITY
-            return 0, 0, 0 if gone else size, 0, ALL_VALID if gone else (0 if null else shift)
+            return 0, 0, 0 if gone else size, 0, ALL_VALID if gone else shift
         if null:
-            return 0, 0, size, 0, 0
+            return 0, 0, size, 0, shift
         if base > 2**62:
             raise Contradiction
         (crc,) = struct.unpack_from("<I", self.entry, self.layout.crcs + 4 * place) if self.layout.checksums else (0,)
@@ -89,72 +89,72 @@ def range_of(buffer, first: int, count: int) -> tuple[int, int, int]:
     return first // 8, (first % 8 + count + 7) // 8, first % 8
 
 
-def locate(arena: bytes, pages: list[int], slots: list[int], layout: Layout, wanted: Wanted) -> Located | int:
-    """Return the ranges of records, or which record's page contradicts itself. The layout has every wanted column."""
-    out = Located.empty(len(pages), wanted)
-    place_of = {buffer.number: i for i, buffer in enumerate(layout.reads)}
+def answer(record: Record, buffer) -> tuple[int, int, int, int, int]:
+    """Offset, size, bytes of the slot, CRC and shift of a buffer, whether or not the shard has it."""
+    numbers = [read.number for read in record.layout.reads]
+    if buffer.number in numbers:
+        return record.span(numbers.index(buffer.number))
+    if buffer.role == Role.VALIDITY:
+        return 0, 0, 0, 0, ALL_VALID
+    first, count = (record.row, 1) if buffer.level == ROW else record.elements(buffer.level)
+    _, size, shift = range_of(buffer, first * buffer.factor, count * buffer.factor)
+    return 0, 0, size, 0, shift
+
+
+def resolve(
+    arena: bytes, pages: list[int], slots: list[int], files: list[int], ends: list[int], layout: Layout,
+    wanted: Wanted, verify: bool,
+):  # fmt: skip
+    """Return what was resolved and the reads as tuples, or which record's page contradicts itself.
+
+    The layout has every wanted column.
+    """
+    out = Resolved.empty(len(pages), len(ends), wanted)
+    out.fixed[:] = 0
+    answers = []
     for i, (at, slot) in enumerate(zip(pages, slots, strict=True)):
         try:
-            page = bytes(arena[at : at + layout.page_bytes])
+            page = bytes(arena[at * layout.page_bytes : (at + 1) * layout.page_bytes])
             if at < 0 or len(page) < layout.page_bytes or slot < 0:
                 raise Contradiction
             record = Record(page, slot, layout)
             for j, level in enumerate(wanted.levels):
-                out.counts[i, j] = record.elements(level)[1]
-            for j, buffer in enumerate(wanted.reads):
-                if buffer.number in place_of:
-                    answer = record.span(place_of[buffer.number])
-                else:  # no chunk of the shard has it
-                    first, count = (record.row, 1) if buffer.level == ROW else record.elements(buffer.level)
-                    _, size, shift = range_of(buffer, first * buffer.factor, count * buffer.factor)
-                    if buffer.role == Role.VALIDITY:
-                        size, shift = 0, ALL_VALID
-                    elif record.is_null(buffer.node):
-                        shift = 0
-                    answer = 0, 0, size, 0, shift
-                out.offset[i, j], out.size[i, j], out.slot[i, j], out.crc[i, j], out.shift[i, j] = answer
+                out.counts[j, i] = record.elements(level)[1]
+            answers.append([answer(record, buffer) for buffer in wanted.reads])
+            for buffer, j in wanted.bit_range_of.items():
+                out.shift[j, i] = answers[-1][wanted.read_of[buffer]][4]
             for j, buffer in enumerate(wanted.bits):
-                out.bits[i, j] = record.bit(buffer)
+                out.bits[j, i] = record.bit(buffer)
             for number, (to, width) in wanted.copied.items():
                 start = layout.copied[number]
-                out.fixed[i, to : to + width] = np.frombuffer(record.entry[start : start + width], np.uint8)
+                block = to * (-(-len(pages) // 8) * 8) + i * width
+                out.fixed[block : block + width] = np.frombuffer(record.entry[start : start + width], np.uint8)
         except Contradiction:
             return i
-    return out
+    return out, lay_out(answers, files, ends, wanted, verify, out)
 
 
-def lay_out(located: Located, files: list[int], ends: list[int], wanted: Wanted, verify: bool):
-    """Return (reads, ends, output sizes, regions): batch after batch, buffer after buffer, record after record."""
-    reads, read_ends, sizes, regions = [], [], [], []
-    first = 0
-    for last in ends:
+def lay_out(answers, files: list[int], ends: list[int], wanted: Wanted, verify: bool, out: Resolved):
+    """Return the reads: batch after batch, buffer after buffer, record after record."""
+    reads, first = [], 0
+    for batch, last in enumerate(ends):
         totals = [0] * len(wanted.outputs)
-        mine = []
-        for j, (output, op, ratio) in enumerate(wanted.lay.tolist()):
+        for j, (output, op, ratio, _) in enumerate(wanted.lay.tolist()):
             totals[output] = -(-totals[output] // ALIGN) * ALIGN
             start = totals[output]
             for i in range(first, last):
-                slot, size = int(located.slot[i, j]), int(located.size[i, j])
+                offset, size, slot, crc, _ = answers[i][j]
                 if slot == 0:
                     continue
                 zero = size == 0
-                reads.append(
-                    (
-                        int(located.offset[i, j]),
-                        totals[output],
-                        slot * ratio if zero else size,
-                        files[i],
-                        int(located.crc[i, j]),
-                        output,
-                        1 if zero else op,
-                        int(verify and not zero),
-                        i,
-                    )
-                )
+                code, flags = (1, 0) if zero else (op, int(verify))
+                place = (offset, totals[output], slot * ratio if zero else size, files[i], crc)
+                reads.append((*place, output, code, flags, i))
                 totals[output] += slot * ratio
-            mine.append((start, totals[output] - start))
-        read_ends.append(len(reads))
-        sizes.append(totals)
-        regions.append(mine)
+            out.regions[batch, j] = start, totals[output] - start
+        out.ends[batch] = len(reads)
+        out.output_sizes[batch] = totals
+        for offsets, counts in zip(out.offsets, out.counts[:, first:last].tolist(), strict=True):
+            offsets[first + batch : last + batch + 1] = [sum(counts[:i]) for i in range(len(counts) + 1)]
         first = last
-    return reads, read_ends, sizes, regions
+    return reads

@@ -6,6 +6,7 @@ engines and real files take a sample of the same. Exhaustive runs are campaigns 
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import time
@@ -24,7 +25,7 @@ from shufflestore.dataset.opening import open as open_dataset
 from shufflestore.dataset.verify import Report, _outside, _records, check_split, verify
 from shufflestore.errors import CorruptData, ShuffleStoreError
 from shufflestore.format.manifest import Manifest
-from tests.invented import MemoryStore, arrow_bytes, memory_store, opened
+from tests.invented import MemoryStore, arrow_bytes, memory_store, opened, resolved
 
 ROWS = 33
 PLACE = re.compile(
@@ -236,22 +237,15 @@ def test_swapped_records_and_pages_of_equal_size_are_detected(store):
     name = "shards/00000.arrow"
     data = store.files[name]
     places = opened(store)
-    spans = places.reading.indexes.locate(places.reading.indexes.find(np.arange(13)), places.projection().wanted)[0]
+    _, reads = resolved(places)
     swaps = 0
-    for column in range(spans.offset.shape[1]):
-        for a in range(12):
-            lo, hi = (int(spans.offset[i, column]) for i in (a, a + 1))
-            size = int(spans.size[a, column])
-            if (
-                size
-                and size == int(spans.size[a + 1, column])
-                and lo + size <= hi
-                and data[lo : lo + size] != data[hi : hi + size]
-            ):
-                changed = bytearray(data)
-                changed[lo : lo + size], changed[hi : hi + size] = data[hi : hi + size], data[lo : lo + size]
-                judge.judge({name: bytes(changed)}, must_show=True)
-                swaps += 1
+    for one, two in itertools.pairwise(reads.tolist()):  # neighbours of one buffer
+        lo, size, hi = int(one[0]), int(one[2]), int(two[0])
+        if size == two[2] and lo + size <= hi and data[lo : lo + size] != data[hi : hi + size]:
+            changed = bytearray(data)
+            changed[lo : lo + size], changed[hi : hi + size] = data[hi : hi + size], data[lo : lo + size]
+            judge.judge({name: bytes(changed)}, must_show=True)
+            swaps += 1
     assert swaps >= 10
     name = "shards/00000.rows"
     start, size = places.reading.indexes.header(0).pages_at, 4096
@@ -304,12 +298,9 @@ def test_flips_in_real_files_are_named_by_each_engine_and_by_verify(tmp_path, en
 
 def owners(dataset: Dataset, size: int) -> np.ndarray:
     """Return, for each byte of the first shard, a record that reads it; -1 for bytes that none does."""
-    indexes = dataset.reading.indexes
-    found, _ = indexes.locate(indexes.find(np.arange(len(dataset))), dataset.projection().wanted)
     owner = np.full(size, -1)
-    for record in range(len(dataset)):
-        for offset, length in zip(found.offset[record].tolist(), found.size[record].tolist(), strict=True):
-            owner[offset : offset + length] = record
+    for offset, length, record in resolved(dataset)[1][["offset", "size", "reserved"]].tolist():
+        owner[offset : offset + length] = record
     return owner
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+import shufflestore as ss
 from shufflestore.dataset import reading as module
 from shufflestore.errors import CorruptData, NotFound, ShardTruncated
 from tests.invented import MemoryStore, arrow_bytes, memory_store, opened
@@ -100,3 +102,15 @@ def test_damage_in_a_column_read_whole_names_the_chunk(store):
 def test_only_the_columns_asked_for_are_read(store):
     dataset = opened(damaged(store, "shards/00001.arrow", b"text 41"))
     assert dataset.take([41], columns=["x", "d"]).to_pylist() == [{"x": 41, "d": TABLE["d"][41].as_py()}]
+
+
+def test_a_column_that_only_some_shards_hold_whole_is_widened_and_joined(tmp_path):
+    table = pa.table({"t": pa.array([[i, 65_535 - i] for i in range(40)], pa.list_(pa.uint16()))})
+    plain, packed = arrow_bytes(table.slice(0, 20), 7), arrow_bytes(table.slice(20), 7, codec="zstd")
+    for number, data in enumerate((plain, packed)):
+        (tmp_path / f"{number}.arrow").write_bytes(data)
+    loader = ss.DataLoader(tmp_path, 8, shuffle=True, return_ids=True)
+    for batch in loader:
+        assert batch["t"].values.dtype == torch.int64
+        for number, record in zip(batch["record_id"].tolist(), batch["t"], strict=True):
+            assert record.tolist() == [number, 65_535 - number]

@@ -11,37 +11,33 @@ from shufflestore.errors import CorruptData
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.encode import build_index
 from shufflestore.format.schema import build_tree
-from tests.invented import arrow_bytes, index_of, joined, memory_store, opened
-
-
-def located(data: bytes, rows: int):
-    dataset = opened(memory_store([data]))
-    return dataset.reading.indexes.locate(dataset.reading.indexes.find(np.arange(rows)), dataset.projection().wanted)[0]
+from tests.invented import arrow_bytes, index_of, joined, memory_store, opened, resolved
 
 
 def test_ranges_hold_the_bytes_of_each_value_and_their_checksum():
     texts = ["a", "", "ccc", None, "é" * 9]
     data = arrow_bytes(pa.table({"s": texts}), 2)
-    found = located(data, 5)
-    for i, text in enumerate(texts):
-        offset, size = int(found.offset[i, 0]), int(found.size[i, 0])
-        assert data[offset : offset + size] == (text or "").encode()
-        assert found.crc[i, 0] == _native.crc32c((text or "").encode())
+    _, reads = resolved(opened(memory_store([data])))
+    assert reads["reserved"].tolist() == [0, 2, 4]
+    for offset, size, crc, i in reads[["offset", "size", "crc", "reserved"]].tolist():
+        assert data[offset : offset + size] == texts[i].encode()
+        assert crc == _native.crc32c(texts[i].encode())
 
 
 def test_a_null_record_reads_nothing_whatever_hides_under_it():
     hidden = pa.Array.from_buffers(
         pa.string(), 3, [pa.py_buffer(b"\x05"), *pa.array(["a", "secret", "c"]).buffers()[1:]]
     )
-    found = located(arrow_bytes(pa.table({"s": hidden})), 3)
-    assert found.size[:, 0].tolist() == [1, 0, 1]
-    assert found.counts[:, 0].tolist() == [1, 0, 1]
+    found, reads = resolved(opened(memory_store([arrow_bytes(pa.table({"s": hidden}))])))
+    assert reads[["reserved", "size"]].tolist() == [(0, 1), (2, 1)]
+    assert found.counts[0].tolist() == [1, 0, 1]
 
 
 def test_bits_below_row_depth_are_read_as_the_bytes_that_cover_them():
-    found = located(arrow_bytes(pa.table({"m": [[True] * 5, [False] * 9, [], [True] * 3]})), 4)
-    assert found.size[:, -1].tolist() == [1, 2, 0, 2]
-    assert found.shift[:, -1].tolist() == [0, 5, 0, 6]
+    table = pa.table({"m": [[True] * 5, [False] * 9, [], [True] * 3]})
+    found, reads = resolved(opened(memory_store([arrow_bytes(table)])))
+    assert reads[["reserved", "size"]].tolist() == [(0, 1), (1, 2), (3, 2)]
+    assert found.shift[-1].tolist() == [0, 5, 0, 6]
 
 
 def test_the_same_shard_gives_the_same_index_and_nothing_else_does():

@@ -1,0 +1,90 @@
+// The ranges of a batch of records, before they have slots: a step of resolve().
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "shufflestore/resolve.hpp"
+
+namespace shufflestore {
+
+inline constexpr std::size_t kBlock = 64;  // records that are taken through each step together
+
+// A row of `records` numbers a read; reused from batch to batch.
+struct Located {
+  std::vector<std::uint64_t> offset, size, slot;  // size 0: none is read; slot 0: nothing is put
+  std::vector<std::uint32_t> crc;
+  std::size_t records = 0;
+
+  void resize(std::size_t reads, std::size_t count) {
+    records = count;
+    for (auto* row : {&offset, &size, &slot}) row->resize(std::max(row->size(), reads * count));
+    crc.resize(std::max(crc.size(), reads * count));
+  }
+};
+
+// Takes records of one layout, a block at a time, through one step after another: each is a plain loop over
+// one row of numbers.
+class Locator {
+ public:
+  // Record i of the batch is record `first` + i of the window.
+  Locator(const Arena& arena, const Program& program, const Wanted& wanted, Located& located, Resolved& out,
+          std::size_t first);
+
+  // Does the records `rows` of the batch, [0, count) if that is null. Returns kFound, kPageMissing, or which
+  // record of the batch contradicts itself.
+  std::int64_t run(const std::uint32_t* rows, std::size_t count);
+
+ private:
+  struct Entry {
+    const std::uint8_t* head;  // of its page
+    const std::uint8_t* at;
+    const std::uint8_t* next;
+    std::uint64_t row;  // in its chunk
+  };
+  struct Range {
+    std::uint64_t first;
+    std::uint64_t count;
+  };
+  struct Extent {
+    std::uint64_t base;  // of the buffer in the file; kAbsent where nothing is read
+    std::uint64_t low;   // first byte in the buffer
+    std::uint64_t size;
+    std::uint8_t shift;
+  };
+
+  std::size_t row(std::size_t k) const { return rows_ == nullptr ? begin_ + k : rows_[begin_ + k]; }
+  void note(std::size_t k) { bad_ = std::min(bad_, k); }
+  template <class T, class Value>
+  void put(T* to, Value value) const;
+
+  void prefetch(std::size_t record) const;
+  std::int64_t block(std::size_t begin, std::size_t count);
+  bool open(std::int64_t slot, std::int64_t entry, Entry& out) const;
+  const std::uint8_t* nulls(const std::int64_t* named);
+  void level(std::size_t number);
+  void read(std::size_t number);
+  static bool extent(const std::int64_t* table, const Range& elements, Extent& out);
+  void bit(std::size_t number);
+  void copy(const std::int64_t* table);
+
+  const Arena& arena_;
+  const Program& program_;
+  const Wanted& wanted_;
+  Located& located_;
+  Resolved& out_;
+  const std::size_t first_;
+  const std::size_t window_;  // records of the window
+  const std::uint32_t* rows_ = nullptr;
+  std::size_t begin_ = 0;  // of the block
+  std::size_t count_ = 0;  // of the block, up to the first bad one
+  std::size_t bad_ = 0;
+  std::array<Entry, kBlock> entries_{};
+  std::array<std::uint8_t, kBlock> nulls_{};
+  std::vector<Range> ranges_;  // levels x kBlock
+};
+
+}  // namespace shufflestore
