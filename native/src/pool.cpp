@@ -1,6 +1,9 @@
 #include "shufflestore/pool.hpp"
 
 #include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
+#include <cstdlib>
 
 #include <cerrno>
 #include <csignal>
@@ -66,6 +69,10 @@ void Pool::work(std::size_t number) noexcept {
   char name[16];
   std::snprintf(name, sizeof name, "shuffle-%zu", number % 10000);
   pthread_setname_np(pthread_self(), name);
+  if (const char* mode = std::getenv("SSMODE")) {
+    if (mode[0] == 'b') { sched_param param{}; pthread_setschedparam(pthread_self(), SCHED_BATCH, &param); }
+    if (mode[0] == 'n') setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), std::atoi(mode + 1));
+  }
   Worker worker{.number = number, .files = files_, .counters = counters_};
   std::unique_ptr<EngineState> state;
   while (const Batch batch = next()) {

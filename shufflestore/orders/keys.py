@@ -48,11 +48,13 @@ class OrderKey:
         length: Records in the order, in [0, 2**62].
         words: The 12 key words, each in [0, 2**64).
         lanes: The words as (24,) uint32, low half first: what the rounds use. Not to be written to.
+        shape: (3,) int64 length, bits of the low half, count of the high halves. Not to be written to.
     """
 
     length: int
     words: tuple[int, ...]
     lanes: NDArray[np.uint32] = field(init=False, repr=False, compare=False)
+    shape: NDArray[np.int64] = field(init=False, repr=False, compare=False)
     _table: NDArray[np.uint16] | None = field(init=False, repr=False, compare=False, default=None)
     _inverse: NDArray[np.uint16] | None = field(init=False, repr=False, compare=False, default=None)
 
@@ -63,6 +65,8 @@ class OrderKey:
             raise OrderError(f"an order needs {ROUND_COUNT} key words in [0, 2**64), not {self.words!r}")
         halves = [half for word in self.words for half in (word & 0xFFFFFFFF, word >> 32)]
         object.__setattr__(self, "lanes", np.array(halves, dtype=np.uint32))
+        shift = (self.length - 1).bit_length() // 2 if self.length else 0
+        object.__setattr__(self, "shape", np.array([self.length, shift, -(-self.length >> shift)], dtype=np.int64))
 
     def __reduce__(self) -> tuple[type[OrderKey], tuple[int, tuple[int, ...]]]:
         return OrderKey, (self.length, self.words)

@@ -170,12 +170,11 @@ class Partition:
             raise OrderError(
                 f"steps [{first_step}, {last_step}) are not within [0, {self.step_count}), the steps of this partition"
             )
-        world, batch = self.topology.world_size, self.batch_size
-        first = min(first_step * batch, self.record_count)
-        count = min(last_step * batch, self.record_count) - first
-        positions = np.arange(count, dtype=np.int64)
-        positions *= world
-        positions += self.start + self.topology.rank + first * world
+        world, batch, records = self.topology.world_size, self.batch_size, self.record_count
+        first = min(first_step * batch, records)
+        count = min(last_step * batch, records) - first
+        begin = self.start + self.topology.rank + first * world
+        positions = np.arange(begin, begin + count * world, world, dtype=np.int64)
         if self.remainder == "pad" and last_step == self.step_count and self.padded_count:
             positions %= self.length
         ends = np.arange(1, last_step - first_step + 1, dtype=np.int64)
