@@ -80,10 +80,22 @@ class Reader:
     def engine(self) -> str:
         """The name of the engine."""
 
-def find(ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], first_id: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], chunk_rows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], chunk_pages: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], page_rows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], first_page: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], files: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], places: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu')], file: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu')]) -> int:
+class Shards:
     """
-    Fill in shard, chunk, row, page and entry of each id, and its file; return how many could not be.
+    Which records each shard has, and how its pages are cut; see format/resolve.py.
     """
+
+    def __init__(self, first_id: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], page_rows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], chunk_rows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], chunk_pages: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], first_page: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], layout: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], files: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], chunks: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], chunk_first_row: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], chunk_first_page: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def find(self, ids: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], places: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu')]) -> int:
+        """
+        Fill in shard, chunk, row, page and entry of each id; return how many lie in shards not known yet.
+        """
+
+class Arena:
+    """Checked pages of row indexes in memory; see format/resolve.py."""
+
+    def __init__(self, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], slot_of: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], slot_bytes: int) -> None: ...
 
 class Program:
     """
@@ -92,10 +104,10 @@ class Program:
 
     def __init__(self, geometry: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], levels: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu', writable=False)], reads: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu', writable=False)], bits: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu', writable=False)], copies: Annotated[NDArray[numpy.int64], dict(shape=(None, None), order='C', device='cpu', writable=False)], nulls: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
-def resolve(arena: numpy.typing.NDArray[numpy.uint8], slot_of: numpy.typing.NDArray[numpy.int32], slot_bytes: int, programs: list[Program], pages: numpy.typing.NDArray[numpy.int64], entries: numpy.typing.NDArray[numpy.int64], files: numpy.typing.NDArray[numpy.uint32], layouts: numpy.typing.NDArray[numpy.int64], batch_ends: numpy.typing.NDArray[numpy.int64], lay: numpy.typing.NDArray[numpy.int64], verify: bool, ends: numpy.typing.NDArray[numpy.uint64], output_sizes: numpy.typing.NDArray[numpy.uint64], regions: numpy.typing.NDArray[numpy.int64], counts: numpy.typing.NDArray[numpy.int64], offsets: numpy.typing.NDArray[numpy.int64], bits: numpy.typing.NDArray[numpy.uint8], shift: numpy.typing.NDArray[numpy.uint8], fixed: numpy.typing.NDArray[numpy.uint8]) -> tuple[int, numpy.typing.NDArray[numpy.uint64]]:
+def resolve(arena: Arena, shards: Shards, programs: list[Program], ids: numpy.typing.NDArray[numpy.int64], batch_ends: numpy.typing.NDArray[numpy.int64], lay: numpy.typing.NDArray[numpy.int64], verify: bool, ends: numpy.typing.NDArray[numpy.uint64], output_sizes: numpy.typing.NDArray[numpy.uint64], regions: numpy.typing.NDArray[numpy.int64], counts: numpy.typing.NDArray[numpy.int64], offsets: numpy.typing.NDArray[numpy.int64], bits: numpy.typing.NDArray[numpy.uint8], shift: numpy.typing.NDArray[numpy.uint8], fixed: numpy.typing.NDArray[numpy.uint8]) -> tuple[int, numpy.typing.NDArray[numpy.uint64]]:
     """
-    Resolve a window. Return the first record whose page contradicts itself, -1 if none does, -2 if a page is
-    not there; and the reads, five words each, batch after batch.
+    Resolve a window. Return -1, -2 if a page is not there, -3 if a shard is not known yet, or the first record
+    whose page contradicts itself; and the reads, five words each, batch after batch.
     """
 
 def cpu_features() -> list[str]:

@@ -46,6 +46,8 @@ class MemoryPending:
         return self._failure
 
     def take(self) -> list[NDArray[np.uint8]]:
+        if self._failure is not None:
+            raise ValueError("the batch failed: it has no outputs")
         return self._outputs
 
     def cancel(self) -> None:
@@ -251,5 +253,5 @@ def resolved(dataset: Dataset, columns: Sequence[str] | None = None) -> tuple[Re
     """Return what all records of a data set resolve to, as one batch, and the reads with their names."""
     indexes, count = dataset.reading.indexes, len(dataset)
     wanted = dataset.projection(columns).wanted
-    found = indexes.resolve(indexes.find(np.arange(count)), np.array([count]), wanted, True)
+    found = indexes.resolve(np.arange(count), np.array([count]), wanted, True)
     return found, found.reads.view(READ).reshape(-1)

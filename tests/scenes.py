@@ -141,7 +141,7 @@ class Held:
 def warm_indexes(data: ss.Dataset) -> None:
     """Have all pages of the row indexes in memory, without a byte of the data files."""
     indexes = data.reading.indexes
-    indexes.resolve(indexes.find(np.arange(len(data))), np.array([len(data)]), data.projection().wanted, True)
+    indexes.resolve(np.arange(len(data)), np.array([len(data)]), data.projection().wanted, True)
 
 
 _PRELUDE = """

@@ -50,7 +50,11 @@ class CLoop:
             indexes = data.reading.indexes
             places = indexes.find(np.arange(self._count))
             wanted = data.projection(["tokens"]).wanted
-            reads = indexes.resolve(places, np.array([self._count]), wanted, True).reads.view(READ).reshape(-1)
+            reads = (
+                indexes.resolve(np.arange(self._count), np.array([self._count]), wanted, True)
+                .reads.view(READ)
+                .reshape(-1)
+            )
             names = [indexes.shards.name("data", i) for i in range(len(indexes.shards))]
         assert np.array_equal(reads["reserved"], np.arange(self._count)), "one read a record: its tokens"
         self._maps = [np.asarray(np.memmap(root / name, np.uint8, "r")) for name in names]

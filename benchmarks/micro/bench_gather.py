@@ -6,7 +6,6 @@ python -m pytest benchmarks/micro/bench_gather.py --benchmark-enable
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,10 @@ def _resolved(window: Window, store: LocalStore, verify: bool) -> Resolved:
     indexes = window.data.reading.indexes
     shards, sizes = indexes.shards, indexes.data_bytes
     handles = np.array([store.handle(shards.name("data", i), int(sizes[i])) for i in range(len(shards))], np.uint32)
-    places = indexes.find(window.ids)
-    places = replace(places, file=handles[places.shard])
-    return indexes.resolve(places, window.ends, window.projection.wanted, verify)
+    found = indexes.resolve(window.ids, window.ends, window.projection.wanted, verify)
+    reads = found.reads.view(READ).reshape(-1)
+    reads["file"] = handles[indexes.find(window.ids).shard[reads["reserved"]]]
+    return found
 
 
 def _gather(store: LocalStore, resolved: Resolved) -> list[Any]:

@@ -28,10 +28,9 @@ def test_find(benchmark: Any, window: Window, per_record: Any) -> None:
 
 
 def test_resolve(benchmark: Any, window: Window, per_record: Any) -> None:
-    """Places -> reads with slots, checksums, offsets and copied columns, from pages of the row index."""
+    """Ids -> reads with slots, checksums, offsets and copied columns, from pages of the row index."""
     indexes = window.data.reading.indexes
-    places = indexes.find(window.ids)
-    found = benchmark(indexes.resolve, places, window.ends, window.projection.wanted, True)
+    found = benchmark(indexes.resolve, window.ids, window.ends, window.projection.wanted, True)
     per_record(len(window.ids))
     assert np.array_equal(found.reads.view(READ)["size"].reshape(-1), lengths_of(window.ids) * 4)
     assert int(found.output_sizes.sum()) == int(lengths_of(window.ids).sum()) * 4

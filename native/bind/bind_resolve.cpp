@@ -41,28 +41,83 @@ auto words(std::vector<Read> reads) {
   return nb::ndarray<nb::numpy, std::uint64_t, nb::ndim<2>>(kept->data(), {kept->size(), 5}, owner);
 }
 
-void bind_find(nb::module_& m) {
-  m.def(
-      "find",
-      [](Ints ids, Ints first_id, Ints chunk_rows, Ints chunk_pages, Ints page_rows, Ints first_page,
-         Vector<const std::uint32_t> files, Matrix<std::int64_t> places, Vector<std::uint32_t> file) {
-        const auto n = ids.size(), shards = files.size();
-        demand(first_id.size() == shards + 1 && chunk_rows.size() == shards && chunk_pages.size() == shards &&
-                   page_rows.size() == shards && first_page.size() == shards + 1,
-               "find: columns of the shard table differ");
-        demand(places.shape(0) == 5 && places.shape(1) == n && file.size() == n,
-               "find: an output has the wrong shape");
-        std::int64_t* const out = places.data();
-        const shufflestore::bind::GilReleased nogil;  // the arguments keep every array alive until the return
-        return find(flat(ids),
-                    {flat(first_id), flat(chunk_rows), flat(chunk_pages), flat(page_rows), flat(first_page),
-                     flat(files)},
-                    {out, out + n, out + 2 * n, out + 3 * n, out + 4 * n, file.data()});
-      },
-      "ids"_a.noconvert(), "first_id"_a.noconvert(), "chunk_rows"_a.noconvert(), "chunk_pages"_a.noconvert(),
-      "page_rows"_a.noconvert(), "first_page"_a.noconvert(), "files"_a.noconvert(), "places"_a.noconvert(),
-      "file"_a.noconvert(),
-      "Fill in shard, chunk, row, page and entry of each id, and its file; return how many could not be.");
+// Python's arrays, kept alive; what they hold may change between calls.
+struct KeptShards {
+  Ints first_id, page_rows, chunk_rows, chunk_pages, first_page, layout;
+  Vector<const std::uint32_t> files;
+  Ints chunks, chunk_first_row, chunk_first_page;
+
+  ShardTable table() const {
+    return {flat(first_id), flat(page_rows), flat(chunk_rows), flat(chunk_pages),     flat(first_page),
+            flat(layout),   flat(files),     flat(chunks),     flat(chunk_first_row), flat(chunk_first_page)};
+  }
+};
+
+struct KeptArena {
+  Vector<const std::uint8_t> data;
+  Vector<const std::int32_t> slot_of;
+  std::int64_t slot_bytes;
+
+  Arena arena() const { return {flat(data), flat(slot_of), slot_bytes}; }
+};
+
+void bind_shards(nb::module_& m) {
+  nb::class_<KeptShards>(m, "Shards",
+                         "Which records each shard has, and how its pages are cut; see format/resolve.py.")
+      .def(
+          "__init__",
+          [](KeptShards* self, Ints first_id, Ints page_rows, Ints chunk_rows, Ints chunk_pages,
+             Ints first_page, Ints layout, Vector<const std::uint32_t> files, Ints chunks,
+             Ints chunk_first_row, Ints chunk_first_page) {
+            const auto n = files.size();
+            demand(first_id.size() == n + 1 && first_page.size() == n + 1 && page_rows.size() == n &&
+                       chunk_rows.size() == n && chunk_pages.size() == n && layout.size() == n &&
+                       chunks.size() == n && chunk_first_row.size() == chunk_first_page.size(),
+                   "shards: columns differ");
+            new (self) KeptShards{first_id, page_rows, chunk_rows, chunk_pages,     first_page,
+                                  layout,   files,     chunks,     chunk_first_row, chunk_first_page};
+          },
+          "first_id"_a.noconvert(), "page_rows"_a.noconvert(), "chunk_rows"_a.noconvert(),
+          "chunk_pages"_a.noconvert(), "first_page"_a.noconvert(), "layout"_a.noconvert(),
+          "files"_a.noconvert(), "chunks"_a.noconvert(), "chunk_first_row"_a.noconvert(),
+          "chunk_first_page"_a.noconvert())
+      .def(
+          "find",
+          [](const KeptShards& self, Ints ids, Matrix<std::int64_t> places) {
+            const auto n = ids.size();
+            demand(places.shape(0) == 5 && places.shape(1) == n, "find: places is not (5, ids)");
+            std::int64_t* const out = places.data();
+            const ShardTable table = self.table();
+            const shufflestore::bind::GilReleased
+                nogil;  // the arguments keep every array alive until the return
+            const Finder finder(table);
+            std::size_t unknown = 0;
+            for (std::size_t i = 0; i < n; ++i) {
+              Place place{};
+              if (!finder.find(ids.data()[i], place)) ++unknown;
+              out[i] = place.shard;
+              out[n + i] = place.chunk;
+              out[2 * n + i] = place.row;
+              out[3 * n + i] = place.page;
+              out[4 * n + i] = place.entry;
+            }
+            return unknown;
+          },
+          "ids"_a.noconvert(), "places"_a.noconvert(),
+          "Fill in shard, chunk, row, page and entry of each id; return how many lie in shards not known "
+          "yet.");
+}
+
+void bind_arena(nb::module_& m) {
+  nb::class_<KeptArena>(m, "Arena", "Checked pages of row indexes in memory; see format/resolve.py.")
+      .def(
+          "__init__",
+          [](KeptArena* self, Vector<const std::uint8_t> data, Vector<const std::int32_t> slot_of,
+             std::int64_t slot_bytes) {
+            demand(slot_bytes > 0, "arena: slots have no bytes");
+            new (self) KeptArena{data, slot_of, slot_bytes};
+          },
+          "data"_a.noconvert(), "slot_of"_a.noconvert(), "slot_bytes"_a);
 }
 
 void bind_program(nb::module_& m) {
@@ -89,21 +144,17 @@ void bind_program(nb::module_& m) {
 void bind_resolve_window(nb::module_& m) {
   m.def(
       "resolve",
-      [](Vector<const std::uint8_t> arena, Vector<const std::int32_t> slot_of, std::int64_t slot_bytes,
-         const std::vector<const Program*>& programs, Ints pages, Ints entries,
-         Vector<const std::uint32_t> files, Ints layouts, Ints batch_ends, Rows lay, bool verify,
-         Vector<std::uint64_t> ends, Matrix<std::uint64_t> output_sizes, Array<std::int64_t, 3> regions,
-         Matrix<std::int64_t> counts, Matrix<std::int64_t> offsets, Matrix<std::uint8_t> bits,
-         Matrix<std::uint8_t> shift, Vector<std::uint8_t> fixed) {
-        const auto n = files.size(), b = batch_ends.size(), k = lay.shape(0);
-        demand(pages.size() == n && entries.size() == n && (layouts.size() == 0 || layouts.size() == n),
-               "resolve: pages, entries, files, layouts differ");
-        demand(slot_bytes > 0, "resolve: slots have no bytes");
+      [](const KeptArena& arena, const KeptShards& shards, const std::vector<const Program*>& programs,
+         Ints ids, Ints batch_ends, Rows lay, bool verify, Vector<std::uint64_t> ends,
+         Matrix<std::uint64_t> output_sizes, Array<std::int64_t, 3> regions, Matrix<std::int64_t> counts,
+         Matrix<std::int64_t> offsets, Matrix<std::uint8_t> bits, Matrix<std::uint8_t> shift,
+         Vector<std::uint8_t> fixed) {
+        const auto n = ids.size(), b = batch_ends.size(), k = lay.shape(0);
         const auto fits = [&](const auto& array, std::size_t height, std::size_t width) {
           return array.shape(0) == height && array.shape(1) == width;
         };
         demand(lay.shape(1) == 4 && ends.size() == b && output_sizes.shape(0) == b && regions.shape(0) == b &&
-                   regions.shape(1) == k && regions.shape(2) == 2 && fits(counts, counts.shape(0), n) &&
+                   regions.shape(1) == k && regions.shape(2) == 2 && counts.shape(1) == n &&
                    fits(offsets, counts.shape(0), n + b) && bits.shape(1) == n && shift.shape(1) == n,
                "resolve: an output has the wrong shape");
         for (std::size_t i = 0; i < k; ++i)
@@ -117,40 +168,37 @@ void bind_resolve_window(nb::module_& m) {
                  "resolve: a program answers for another projection");
         Resolved out{{},         flat(ends),  flat(output_sizes), flat(regions), flat(counts), flat(offsets),
                      flat(bits), flat(shift), flat(fixed)};
+        const ShardTable table = shards.table();
         std::int64_t found = 0;
         {
           const shufflestore::bind::GilReleased nogil;
-          found = resolve(
-              {flat(arena), flat(slot_of), slot_bytes}, programs,
-              {flat(pages), flat(entries), flat(files), flat(layouts), flat(batch_ends), flat(lay), verify},
-              out);
+          found =
+              resolve(arena.arena(), table, programs, {flat(ids), flat(batch_ends), flat(lay), verify}, out);
         }
         return nb::make_tuple(found, words(std::move(out.reads)));
       },
       nb::sig(
-          "def resolve(arena: numpy.typing.NDArray[numpy.uint8], slot_of: numpy.typing.NDArray[numpy.int32], "
-          "slot_bytes: int, programs: list[Program], pages: numpy.typing.NDArray[numpy.int64], "
-          "entries: numpy.typing.NDArray[numpy.int64], files: numpy.typing.NDArray[numpy.uint32], "
-          "layouts: numpy.typing.NDArray[numpy.int64], batch_ends: numpy.typing.NDArray[numpy.int64], "
+          "def resolve(arena: Arena, shards: Shards, programs: list[Program], "
+          "ids: numpy.typing.NDArray[numpy.int64], batch_ends: numpy.typing.NDArray[numpy.int64], "
           "lay: numpy.typing.NDArray[numpy.int64], verify: bool, ends: numpy.typing.NDArray[numpy.uint64], "
           "output_sizes: numpy.typing.NDArray[numpy.uint64], regions: numpy.typing.NDArray[numpy.int64], "
           "counts: numpy.typing.NDArray[numpy.int64], offsets: numpy.typing.NDArray[numpy.int64], "
           "bits: numpy.typing.NDArray[numpy.uint8], shift: numpy.typing.NDArray[numpy.uint8], "
           "fixed: numpy.typing.NDArray[numpy.uint8]) -> tuple[int, numpy.typing.NDArray[numpy.uint64]]"),
-      "arena"_a.noconvert(), "slot_of"_a.noconvert(), "slot_bytes"_a, "programs"_a, "pages"_a.noconvert(),
-      "entries"_a.noconvert(), "files"_a.noconvert(), "layouts"_a.noconvert(), "batch_ends"_a.noconvert(),
+      "arena"_a, "shards"_a, "programs"_a, "ids"_a.noconvert(), "batch_ends"_a.noconvert(),
       "lay"_a.noconvert(), "verify"_a, "ends"_a.noconvert(), "output_sizes"_a.noconvert(),
       "regions"_a.noconvert(), "counts"_a.noconvert(), "offsets"_a.noconvert(), "bits"_a.noconvert(),
       "shift"_a.noconvert(), "fixed"_a.noconvert(),
-      "Resolve a window. Return the first record whose page contradicts itself, -1 if none does, -2 if a "
-      "page is\n"
-      "not there; and the reads, five words each, batch after batch.");
+      "Resolve a window. Return -1, -2 if a page is not there, -3 if a shard is not known yet, or the first "
+      "record\n"
+      "whose page contradicts itself; and the reads, five words each, batch after batch.");
 }
 
 }  // namespace
 
 void bind_resolve(nb::module_& m) {
-  bind_find(m);
+  bind_shards(m);
+  bind_arena(m);
   bind_program(m);
   bind_resolve_window(m);
 }

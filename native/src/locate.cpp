@@ -19,15 +19,15 @@ T load(const std::uint8_t* at) {
 
 }  // namespace
 
-Locator::Locator(const Arena& arena, const Program& program, const Wanted& wanted, Located& located,
+Locator::Locator(const Arena& arena, const Program& program, const Window& window, Located& located,
                  Resolved& out, std::size_t first)
     : arena_(arena),
       program_(program),
-      wanted_(wanted),
+      window_(window),
       located_(located),
       out_(out),
       first_(first),
-      window_(wanted.files.size()),
+      stride_(window.ids.size()),
       ranges_(program.level_count() * kBlock) {}
 
 std::int64_t Locator::run(const std::uint32_t* rows, std::size_t count) {
@@ -45,10 +45,10 @@ std::int64_t Locator::run(const std::uint32_t* rows, std::size_t count) {
 }
 
 void Locator::prefetch(std::size_t record) const {
-  const auto page = wanted_.pages[first_ + record];
+  const auto page = located_.page[record];
   if (page < 0 || static_cast<std::size_t>(page) >= arena_.slot_of.size()) return;
   const auto at = (std::int64_t{arena_.slot_of[static_cast<std::size_t>(page)]} - 1) * arena_.slot_bytes;
-  const auto byte = at + program_.geometry[0] + wanted_.entries[first_ + record] * program_.geometry[1];
+  const auto byte = at + program_.geometry[0] + located_.entry[record] * program_.geometry[1];
   if (at < 0 || byte < at || static_cast<std::size_t>(byte) >= arena_.data.size()) return;
   __builtin_prefetch(arena_.data.data() + at);
   __builtin_prefetch(arena_.data.data() + byte);
@@ -60,13 +60,13 @@ std::int64_t Locator::block(std::size_t begin, std::size_t count) {
   bad_ = count;
   bool is_missing = false;
   for (std::size_t k = 0; k < count && bad_ == count; ++k) {
-    const auto record = first_ + row(k);
-    const auto page = wanted_.pages[record];
+    const auto record = row(k);
+    const auto page = located_.page[record];
     if (page < 0 || static_cast<std::size_t>(page) >= arena_.slot_of.size()) {
       note(k);
     } else if (const auto slot = arena_.slot_of[static_cast<std::size_t>(page)]; slot == 0) {
       is_missing = true;
-    } else if (!open(slot, wanted_.entries[record], entries_[k])) {
+    } else if (!open(slot, located_.entry[record], entries_[k])) {
       note(k);
     }
   }
@@ -132,7 +132,7 @@ void Locator::level(std::size_t number) {
   }
   if (is_null != nullptr)
     for (std::size_t k = 0; k < count_; ++k) ranges[k].count *= is_null[k] ^ 1U;
-  put(out_.counts.data() + number * window_ + first_,
+  put(out_.counts.data() + number * stride_ + first_,
       [=](auto k) { return static_cast<std::int64_t>(ranges[k].count); });
 }
 
@@ -142,9 +142,9 @@ void Locator::read(std::size_t number) {
   const auto* const table = program_.reads.data() + 8 * number;
   const auto role = static_cast<int>(table[2]);
   const auto base_at = table[4], crc_at = table[5];
-  const auto shift_row = wanted_.lay[4 * number + 3];
+  const auto shift_row = window_.lay[4 * number + 3];
   auto* const shift =
-      shift_row < 0 ? nullptr : out_.shift.data() + static_cast<std::size_t>(shift_row) * window_ + first_;
+      shift_row < 0 ? nullptr : out_.shift.data() + static_cast<std::size_t>(shift_row) * stride_ + first_;
   const auto at = number * located_.records;
   if (base_at < 0 && role == kBits) {  // every bit is one
     put(located_.slot.data() + at, [](auto) { return 0; });
@@ -203,7 +203,7 @@ bool Locator::extent(const std::int64_t* table, const Range& elements, Extent& o
 void Locator::bit(std::size_t number) {
   const auto bit = program_.bits[2 * number];
   const auto otherwise = static_cast<std::uint8_t>(program_.bits[2 * number + 1]);
-  auto* const to = out_.bits.data() + number * window_ + first_;
+  auto* const to = out_.bits.data() + number * stride_ + first_;
   if (bit < 0) {
     put(to, [=](auto) { return otherwise; });
   } else {
@@ -215,7 +215,7 @@ void Locator::copy(const std::int64_t* table) {
   const auto from = table[0];
   const auto width = static_cast<std::size_t>(table[2]);
   auto* const to =
-      out_.fixed.data() + static_cast<std::size_t>(table[1]) * ((window_ + 7) / 8 * 8) + first_ * width;
+      out_.fixed.data() + static_cast<std::size_t>(table[1]) * ((stride_ + 7) / 8 * 8) + first_ * width;
   // Blocks begin at multiples of eight, so numbers of the usual widths are aligned.
   switch (width) {
     case 8:

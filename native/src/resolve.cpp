@@ -9,38 +9,41 @@
 namespace shufflestore {
 namespace {
 
-// Shards are mostly of one size: guess, and search where the guess is wrong.
-std::size_t shard_of(std::int64_t id, Numbers first_id, double per_id) {
-  const auto last = first_id.size() - 2;
-  auto guess = std::min(static_cast<std::size_t>(static_cast<double>(id) * per_id), last);
-  for (int step = 0; step < 4; ++step) {
-    if (id < first_id[guess]) {
-      --guess;  // first_id[0] is 0
-    } else if (id >= first_id[guess + 1]) {
-      ++guess;  // id is below the last one
-    } else {
-      return guess;
+// The places of one batch. False if a shard is not known yet.
+bool find(const Finder& finder, const ShardTable& shards, Numbers ids, std::size_t programs,
+          Located& located) {
+  bool is_known = true;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    Place place{};
+    if (!finder.find(ids[i], place)) {
+      is_known = false;
+      continue;
     }
+    const auto shard = static_cast<std::size_t>(place.shard);
+    located.page[i] = place.page;
+    located.entry[i] = place.entry;
+    located.file[i] = shards.files[shard];
+    located.layout[i] = shards.layout[shard];
+    if (static_cast<std::uint64_t>(located.layout[i]) >= programs)
+      throw std::invalid_argument("resolve: a shard's layout has no program");
   }
-  const auto above = std::upper_bound(first_id.begin(), first_id.end(), id);
-  return static_cast<std::size_t>(above - first_id.begin()) - 1;
+  return is_known;
 }
 
 // The ranges of one batch: each layout's records together. Returns what Locator::run does.
-std::int64_t locate(const Arena& arena, std::span<const Program* const> programs, const Wanted& wanted,
+std::int64_t locate(const Arena& arena, std::span<const Program* const> programs, const Window& window,
                     Located& located, Resolved& out, std::size_t first, std::size_t count) {
-  if (wanted.layouts.empty())
-    return Locator(arena, *programs[0], wanted, located, out, first).run(nullptr, count);
+  if (programs.size() == 1)
+    return Locator(arena, *programs[0], window, located, out, first).run(nullptr, count);
   std::vector<std::uint32_t> rows;
   std::int64_t found = kFound;
   for (std::size_t p = 0; p < programs.size(); ++p) {
     rows.clear();
     for (std::size_t i = 0; i < count; ++i)
-      if (wanted.layouts[first + i] == static_cast<std::int64_t>(p))
-        rows.push_back(static_cast<std::uint32_t>(i));
+      if (located.layout[i] == static_cast<std::int64_t>(p)) rows.push_back(static_cast<std::uint32_t>(i));
     if (rows.empty()) continue;
     const auto answer =
-        Locator(arena, *programs[p], wanted, located, out, first).run(rows.data(), rows.size());
+        Locator(arena, *programs[p], window, located, out, first).run(rows.data(), rows.size());
     if (answer >= 0) return answer;
     if (answer == kPageMissing) found = kPageMissing;
   }
@@ -53,15 +56,15 @@ void add(std::uint64_t& total, std::uint64_t bytes) {
 }
 
 // Gives the ranges of one batch their slots: buffer after buffer, record after record.
-void lay_out(const Wanted& wanted, const Located& located, Resolved& out, std::size_t batch,
+void lay_out(const Window& window, const Located& located, Resolved& out, std::size_t batch,
              std::size_t first) {
   constexpr std::uint64_t kAlign = 64;
-  const std::size_t width = wanted.lay.size() / 4,
-                    outputs = out.output_sizes.size() / wanted.batch_ends.size();
+  const std::size_t width = window.lay.size() / 4,
+                    outputs = out.output_sizes.size() / window.batch_ends.size();
   for (std::size_t r = 0; r < width; ++r) {
-    const auto output = static_cast<std::uint16_t>(wanted.lay[4 * r]);
-    const auto op = static_cast<std::uint8_t>(wanted.lay[4 * r + 1]);
-    const auto ratio = static_cast<std::uint64_t>(wanted.lay[4 * r + 2]);
+    const auto output = static_cast<std::uint16_t>(window.lay[4 * r]);
+    const auto op = static_cast<std::uint8_t>(window.lay[4 * r + 1]);
+    const auto ratio = static_cast<std::uint64_t>(window.lay[4 * r + 2]);
     auto& total = out.output_sizes[batch * outputs + output];
     add(total, (kAlign - total % kAlign) % kAlign);
     const auto start = total;
@@ -73,11 +76,11 @@ void lay_out(const Wanted& wanted, const Located& located, Resolved& out, std::s
       out.reads.push_back({.offset = located.offset[at],
                            .slot = total,
                            .size = is_zero ? slot * ratio : slot,
-                           .file = wanted.files[first + i],
+                           .file = located.file[i],
                            .crc = located.crc[at],
                            .output = output,
                            .op = is_zero ? kZero : op,
-                           .flags = wanted.verify && !is_zero ? kHasCrc : std::uint8_t{0},
+                           .flags = window.verify && !is_zero ? kHasCrc : std::uint8_t{0},
                            .note = static_cast<std::uint32_t>(first + i)});
       add(total, slot * ratio);
     }
@@ -88,8 +91,8 @@ void lay_out(const Wanted& wanted, const Located& located, Resolved& out, std::s
 }
 
 // Elements before each record of one batch, and in all.
-void sum_up(const Wanted& wanted, Resolved& out, std::size_t batch, std::size_t first, std::size_t last) {
-  const std::size_t records = wanted.files.size(), row = records + wanted.batch_ends.size();
+void sum_up(const Window& window, Resolved& out, std::size_t batch, std::size_t first, std::size_t last) {
+  const std::size_t records = window.ids.size(), row = records + window.batch_ends.size();
   for (std::size_t l = 0; l < out.offsets.size() / row; ++l) {
     const std::int64_t* const counts = out.counts.data() + l * records;
     std::int64_t* const to = out.offsets.data() + l * row + batch;
@@ -105,32 +108,56 @@ void sum_up(const Wanted& wanted, Resolved& out, std::size_t batch, std::size_t 
 
 }  // namespace
 
-std::size_t find(Numbers ids, const ShardTable& shards, const Found& out) {
-  const auto total = shards.first_id.back();
-  const double per_id =
-      total == 0 ? 0 : static_cast<double>(shards.first_id.size() - 1) / static_cast<double>(total);
-  std::size_t unknown = 0;
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    const auto id = ids[i];
-    if (id < 0 || id >= total)
-      throw std::out_of_range("record " + std::to_string(id) + " does not exist; allowed are [0, " +
-                              std::to_string(total) + ")");
-    const auto shard = shard_of(id, shards.first_id, per_id);
-    out.shard[i] = static_cast<std::int64_t>(shard);
-    const auto per = shards.chunk_rows[shard], page_rows = shards.page_rows[shard];
-    if (per <= 0 || page_rows <= 0) {
-      ++unknown;
-      continue;
+Finder::Finder(const ShardTable& shards) : shards_(shards) {
+  if (const auto total = shards.first_id.back(); total > 0)
+    per_id_ = static_cast<double>(shards.first_id.size() - 1) / static_cast<double>(total);
+}
+
+// Shards are mostly of one size: guess, and search where the guess is wrong.
+std::size_t Finder::shard_of(std::int64_t id) const {
+  const auto first_id = shards_.first_id;
+  auto guess = std::min(static_cast<std::size_t>(static_cast<double>(id) * per_id_), first_id.size() - 2);
+  for (int step = 0; step < 4; ++step) {
+    if (id < first_id[guess]) {
+      --guess;  // first_id[0] is 0
+    } else if (id >= first_id[guess + 1]) {
+      ++guess;  // id is below the last one
+    } else {
+      return guess;
     }
-    const auto row = id - shards.first_id[shard];
-    const auto chunk = row / per, within = row % per;
-    out.chunk[i] = chunk;
-    out.row[i] = within;
-    out.page[i] = shards.first_page[shard] + chunk * shards.chunk_pages[shard] + within / page_rows;
-    out.entry[i] = within % page_rows;
-    out.file[i] = shards.files[shard];
   }
-  return unknown;
+  return static_cast<std::size_t>(std::upper_bound(first_id.begin(), first_id.end(), id) - first_id.begin()) -
+         1;
+}
+
+bool Finder::find(std::int64_t id, Place& place) const {
+  if (id < 0 || id >= shards_.first_id.back())
+    throw std::out_of_range("record " + std::to_string(id) + " does not exist; allowed are [0, " +
+                            std::to_string(shards_.first_id.back()) + ")");
+  const auto shard = shard_of(id);
+  place.shard = static_cast<std::int64_t>(shard);
+  const auto page_rows = shards_.page_rows[shard];
+  if (page_rows <= 0) return false;
+  const auto row = id - shards_.first_id[shard];
+  if (const auto per = shards_.chunk_rows[shard]; per > 0) {
+    place.chunk = row / per;
+    place.row = row % per;
+    place.page = place.chunk * shards_.chunk_pages[shard];
+  } else {
+    const auto begin = static_cast<std::size_t>(shards_.chunks[shard]);
+    const auto count = static_cast<std::size_t>(shards_.chunk_pages[shard]);
+    const auto size = std::min(shards_.chunk_first_row.size(), shards_.chunk_first_page.size());
+    if (begin > size || count > size - begin || count == 0 || shards_.chunk_first_row[begin] > row)
+      throw std::invalid_argument("find: the chunks of a shard are not in the table");
+    const auto of = shards_.chunk_first_row.subspan(begin, count);
+    const auto after = std::upper_bound(of.begin(), of.end(), row);
+    place.chunk = after - of.begin() - 1;
+    place.row = row - *(after - 1);
+    place.page = shards_.chunk_first_page[begin + static_cast<std::size_t>(place.chunk)];
+  }
+  place.page += shards_.first_page[shard] + place.row / page_rows;
+  place.entry = place.row % page_rows;
+  return true;
 }
 
 void Program::check() const {
@@ -165,32 +192,35 @@ void Program::check() const {
     demand(bits[i] < 8 * entry, "a bit stands outside its entry");
 }
 
-std::int64_t resolve(const Arena& arena, std::span<const Program* const> programs, const Wanted& wanted,
-                     Resolved& out) {
-  const std::size_t records = wanted.files.size(), width = wanted.lay.size() / 4;
-  const auto is_unknown = [&](auto layout) { return static_cast<std::uint64_t>(layout) >= programs.size(); };
-  if ((programs.empty() && records > 0) || std::any_of(wanted.layouts.begin(), wanted.layouts.end(), is_unknown))
-    throw std::invalid_argument("resolve: a record's layout has no program");
-  std::int64_t found = kFound;
+std::int64_t resolve(const Arena& arena, const ShardTable& shards, std::span<const Program* const> programs,
+                     const Window& window, Resolved& out) {
+  const std::size_t width = window.lay.size() / 4;
+  const Finder finder(shards);
+  bool is_known = true, is_here = true;
   Located located;
-  out.reads.reserve(records * std::min<std::size_t>(width, 4));
+  out.reads.reserve(window.ids.size() * std::min<std::size_t>(width, 4));
   std::size_t first = 0;
-  for (std::size_t b = 0; b < wanted.batch_ends.size(); ++b) {
-    const auto last = static_cast<std::size_t>(wanted.batch_ends[b]);
-    if (last < first || last > records) throw std::invalid_argument("resolve: batch ends must not decrease");
+  for (std::size_t b = 0; b < window.batch_ends.size(); ++b) {
+    const auto last = static_cast<std::size_t>(window.batch_ends[b]);
+    if (last < first || last > window.ids.size())
+      throw std::invalid_argument("resolve: batch ends must not decrease");
     located.resize(width, last - first);
-    const auto answer =
-        last == first ? kFound : locate(arena, programs, wanted, located, out, first, last - first);
-    if (answer >= 0) return static_cast<std::int64_t>(first) + answer;
-    if (answer == kPageMissing) found = kPageMissing;
-    if (found == kFound) {
-      lay_out(wanted, located, out, b, first);
-      sum_up(wanted, out, b, first, last);
+    is_known &= find(finder, shards, window.ids.subspan(first, last - first), programs.size(), located);
+    if (is_known) {
+      const auto answer =
+          last == first ? kFound : locate(arena, programs, window, located, out, first, last - first);
+      if (answer >= 0) return static_cast<std::int64_t>(first) + answer;
+      is_here &= answer == kFound;
+    }
+    if (is_known && is_here) {
+      lay_out(window, located, out, b, first);
+      sum_up(window, out, b, first, last);
     }
     first = last;
   }
-  if (first != records) throw std::invalid_argument("resolve: the last batch must end with the last record");
-  return found;
+  if (first != window.ids.size())
+    throw std::invalid_argument("resolve: the last batch must end with the last record");
+  return is_known ? is_here ? kFound : kPageMissing : kShardMissing;
 }
 
 }  // namespace shufflestore

@@ -35,7 +35,7 @@ Nulls = float | Mapping[str, float] | None
 """What stands for null numbers: a value for all columns, by column name, or None to refuse them."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: made for every batch
 class Jagged(Generic[A]):
     """Variable-length records end to end.
 
@@ -86,7 +86,7 @@ class Jagged(Generic[A]):
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Padded(Generic[A]):
     """Variable-length records, each filled up with zeros to the longest of the batch.
 
@@ -175,7 +175,7 @@ def as_it_is(array: NDArray[Any]) -> NDArray[Any]:
 
 def to_numpy(name: str, column: Column, layout: Layout = "jagged", nulls: Nulls = None) -> Any:
     """Return a column of a batch as numpy arrays; see `collator`."""
-    return collator(name, column.type, layout, nulls)(column)
+    return collator(name, column.type, layout, nulls)(opened(column))
 
 
 def collator(
@@ -196,23 +196,15 @@ def collator(
         leaf: Called with every array.
 
     Returns:
-        collate(column). Raises SchemaError for null numbers where `nulls` does not say what stands for them.
+        collate(column) for a column that is `opened`. Raises SchemaError for null numbers where `nulls` does not
+        say what stands for them.
 
     Raises:
         OptionError: No such layout.
     """
     if layout not in LAYOUTS:
         raise OptionError(f"layout {layout!r}; allowed are {list(LAYOUTS)}")
-    decoded = _collator(name, type_, layout, nulls, leaf)
-
-    def collate(column: Column) -> Any:
-        if column.arrow is None:
-            return decoded(column)
-        # Read whole: the common shapes through the same door, the rest as a list.
-        made = from_arrow(column.arrow)
-        return column.arrow.to_pylist() if made is None else decoded(made)
-
-    return collate
+    return _collator(name, type_, layout, nulls, leaf)
 
 
 def _collator(name: str, type_: pa.DataType, layout: Layout, nulls: Nulls, leaf: Leaf) -> Collate:
@@ -304,21 +296,33 @@ def _filled(name: str, values: NDArray[Any], valid: NDArray[np.bool_], fill: flo
     return np.where(valid, values, np.asarray(fill).astype(values.dtype))
 
 
-def from_arrow(array: pa.Array) -> Column | None:
-    """Return a decoded column for an Arrow array of numbers or lists of numbers, else None."""
+def opened(column: Column) -> Column:
+    """Return a column with its parts laid open where it was read whole, as far as numpy has numbers for them."""
+    return column if column.arrow is None else from_arrow(column.arrow)
+
+
+def from_arrow(array: pa.Array) -> Column:
+    """Return an Arrow array as a decoded column; what is neither a number nor made of numbers keeps the array."""
     type_, length = array.type, len(array)
     valid = None if array.null_count == 0 else np.asarray(array.is_valid().to_numpy(zero_copy_only=False), bool)
     kind = numpy_type(type_)
     if pt.is_boolean(type_):
-        return Column(type_, length, valid, None, np.asarray(array.fill_null(False).to_numpy(zero_copy_only=False)))
+        bits = array.fill_null(False).to_numpy(zero_copy_only=False)
+        return Column(type_, length, valid, None, np.require(bits, requirements="W"))
     if kind is not None:
         width = kind.itemsize
         raw = np.frombuffer(array.buffers()[1] or b"", np.uint8)[array.offset * width : (array.offset + length) * width]
-        return Column(type_, length, valid, None, raw.view(kind))
+        return Column(type_, length, valid, None, np.require(raw.view(kind), requirements="W"))
     if pt.is_list(type_) or pt.is_large_list(type_):
-        child = from_arrow(array.flatten())
-        if child is None:
-            return None
         lengths = np.asarray(array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), np.int64)
-        return Column(type_, length, valid, np.concatenate([[0], np.cumsum(lengths)]), None, (child,))
-    return None
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        return Column(type_, length, valid, ends, None, (from_arrow(array.flatten()),))
+    if pt.is_fixed_size_list(type_):
+        size = type_.list_size
+        values = array.values.slice(
+            array.offset * size, length * size
+        )  # also what hides under nulls, to keep the shape
+        return Column(type_, length, valid, None, None, (from_arrow(values),))
+    if pt.is_struct(type_):
+        return Column(type_, length, valid, None, None, tuple(from_arrow(child) for child in array.flatten()))
+    return Column(type_, length, arrow=array)

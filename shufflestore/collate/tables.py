@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shufflestore.collate.layouts import Collate, Layout, Leaf, Nulls, as_it_is, collator, to_numpy
+from shufflestore.collate.layouts import Collate, Layout, Leaf, Nulls, as_it_is, collator, opened, to_numpy
 from shufflestore.errors import OptionError, SchemaError
 from shufflestore.format.decode import Column
 from shufflestore.format.rebuild import delivered_type
@@ -69,7 +69,10 @@ def assembler(
     collate = [(name, _column_collator(schema.field(name), layout, nulls, chosen)) for name in names]
 
     def batch(ids: NDArray[np.int64], columns: dict[str, Column]) -> dict[str, Any]:
-        made = {name: arrays(columns[name]) for name, arrays in collate}
+        made = {}
+        for name, arrays in collate:
+            column = columns[name]
+            made[name] = arrays(column if column.arrow is None else opened(column))
         if with_ids:
             made[RECORD_ID] = chosen(ids.copy())
         return made

@@ -18,7 +18,7 @@ _WIDER: Final = frozenset(map(np.dtype, ("uint16", "uint32", "uint64")))
 
 
 def tensor(array: NDArray[Any]) -> torch.Tensor:
-    """Return a tensor over an array's memory, a copy only where torch lacks the type or it is read-only.
+    """Return a tensor over a writable array's memory, a copy only where torch lacks the type.
 
     uint16, uint32 and uint64 become int64.
 
@@ -27,7 +27,7 @@ def tensor(array: NDArray[Any]) -> torch.Tensor:
     """
     if array.dtype in _WIDER:
         array = _widened(array)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    return torch.from_numpy(array)
 
 
 def _widened(array: NDArray[Any]) -> NDArray[np.int64]:

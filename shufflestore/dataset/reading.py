@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shufflestore.dataset.fetch import Extent, explain, fetch, wait
-from shufflestore.dataset.residency import Places, RowIndexes
+from shufflestore.dataset.residency import RowIndexes
 from shufflestore.errors import CorruptData, ShuffleStoreError, UnsupportedFeature
 from shufflestore.format.decode import Column, Decode, Gathered, decoder_for
 from shufflestore.format.rebuild import Part, delivered_type, dictionary_fields, integer_array, rebuild_column
@@ -36,8 +36,8 @@ class Projection:
     columns: tuple[int, ...]
     names: tuple[str, ...]
     wanted: Wanted
-    decoders: dict[int, Decode]
-    """Of every column that is not read whole."""
+    plan: tuple[tuple[int, str, Decode | None], ...]
+    """Number, name and decoder of each column; those read whole have none."""
 
     @classmethod
     def of(cls, tree: Tree, columns: tuple[int, ...], wide: dict[int, str]) -> Projection:
@@ -55,7 +55,9 @@ class Projection:
             rules.append((buffer, WIDEN[source, code], int(code[1]) // width))
         names = tuple(tree.schema.field(column).name for column in columns)
         wanted = wanted_for(tree, columns, tuple(rules))
-        return cls(columns, names, wanted, {column: decoder_for(wanted, column, wide) for column in wanted.columns})
+        decoders = {column: decoder_for(wanted, column, wide) for column in wanted.columns}
+        plan = tuple((column, name, decoders.get(column)) for column, name in zip(columns, names, strict=True))
+        return cls(columns, names, wanted, plan)
 
 
 @dataclass(eq=False, slots=True)  # not frozen: made for every batch
@@ -64,8 +66,6 @@ class Ready:
 
     ids: NDArray[np.int64]
     projection: Projection
-    places: Places
-    """Of its window's records."""
     gathered: Gathered
     """Without its outputs until it is delivered."""
     pending: Pending
@@ -96,13 +96,12 @@ class Reading:
         Returns:
             One Ready a batch, to be given to `deliver` in any order.
         """
-        places = self.indexes.find(ids)
-        window = self.indexes.resolve(places, ends, projection.wanted, self.verify)
+        window = self.indexes.resolve(ids, ends, projection.wanted, self.verify)
         pendings = self.store.submit(window.reads.view(READ).reshape(-1), window.ends, window.output_sizes)
         made, first = [], 0
         sizes = window.output_sizes.sum(axis=1).tolist()
         for i, (last, pending, size) in enumerate(zip(ends.tolist(), pendings, sizes, strict=True)):
-            made.append(Ready(ids[first:last], projection, places, Gathered(window, i, first, last, []), pending, size))
+            made.append(Ready(ids[first:last], projection, Gathered(window, i, first, last, []), pending, size))
             first = last
         return made
 
@@ -112,20 +111,27 @@ class Reading:
         Raises:
             CorruptData, ShardTruncated, NotFound, StorageError: Naming shard, record and bytes.
         """
-        pending, gathered, projection = ready.pending, ready.gathered, ready.projection
-        wait(pending)
-        failure = pending.failure()
-        if failure is not None:
-            raise self._explain(failure, ready)
-        gathered.outputs = pending.take()
-        count, decoders, whole_columns = gathered.last - gathered.first, projection.decoders, self.indexes.whole_columns
-        made: dict[str, Column] = {}
-        for column, name in zip(projection.columns, projection.names, strict=True):
+        gathered, projection = ready.gathered, ready.projection
+        gathered.outputs = self._take(ready)
+        count, whole_columns, made = len(ready.ids), self.indexes.whole_columns, {}
+        for column, name, decode in projection.plan:
             if column in whole_columns and (whole := self._whole_shards(column, ready)) is not None:
                 made[name] = self._mixed(column, ready, whole)
             else:
-                made[name] = decoders[column](gathered, None, count)
+                assert decode is not None, "a column without a decoder is read whole"
+                made[name] = decode(gathered, None, count)
         return made
+
+    def _take(self, ready: Ready) -> list[NDArray[np.uint8]]:
+        pending = ready.pending
+        wait(pending)
+        try:
+            return pending.take()
+        except ValueError:
+            failure = pending.failure()
+            if failure is None:
+                raise
+        raise self._explain(failure, ready)
 
     # -- errors ------------------------------------------------------------------------------------
 
@@ -136,7 +142,7 @@ class Reading:
         read = window.reads.view(READ).reshape(-1)[first + failure.index]
         record = int(read["reserved"])
         number = int(ready.ids[record - gathered.first])
-        shard = int(ready.places.shard[record])
+        shard = int(self.indexes.find(np.array([number])).shard[0])
         row = number - int(self.indexes.first_id[shard])
         wanted = ready.projection.wanted
         # Which buffer: the one in whose region of the output the slot lies.
@@ -153,21 +159,19 @@ class Reading:
 
     def _whole_shards(self, column: int, ready: Ready) -> NDArray[np.bool_] | None:
         """Which records of a batch lie in shards that hold the column whole; None if none does."""
-        gathered = ready.gathered
         if column in self.tree.whole:
-            return np.ones(gathered.last - gathered.first, bool)
-        shards = ready.places.shard[gathered.first : gathered.last]
+            return np.ones(len(ready.ids), bool)
         headers = self.indexes.headers
-        whole = np.array([column in headers[int(s)].layout.tree.whole for s in shards], bool)
+        shards = self.indexes.find(ready.ids).shard.tolist()
+        whole = np.array([column in headers[s].layout.tree.whole for s in shards], bool)
         return whole if whole.any() else None
 
     def _mixed(self, column: int, ready: Ready, whole: NDArray[np.bool_]) -> Column:
         """A column of which some records at least come from chunks that are read whole."""
         field = self.tree.schema.field(column)
         type_ = delivered_type(field.type)
-        places, gathered = ready.places, ready.gathered
-        rows = slice(gathered.first, gathered.last)
-        shard, chunk, row = places.shard[rows], places.chunk[rows], places.row[rows]
+        places = self.indexes.find(ready.ids)
+        shard, chunk, row = places.shard, places.chunk, places.row
         pieces: list[pa.Array] = []
         order: list[NDArray[np.int64]] = []
         keys = np.stack([shard, chunk], axis=1)[whole]
@@ -180,7 +184,9 @@ class Reading:
             order.append(mine)
         if not whole.all():
             rest = np.flatnonzero(~whole)
-            spans = ready.projection.decoders[column](gathered, None, len(whole)).to_arrow()
+            (decode,) = [d for number, _, d in ready.projection.plan if number == column]
+            assert decode is not None, "some shards do not hold it whole"
+            spans = decode(ready.gathered, None, len(whole)).to_arrow()
             pieces.append(spans.take(integer_array(rest)))
             order.append(rest)
         joined = (

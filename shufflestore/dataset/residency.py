@@ -15,7 +15,15 @@ from shufflestore.dataset.fetch import Extent, explain, fetch, wait
 from shufflestore.errors import CorruptData, OptionError, UnsupportedFeature
 from shufflestore.format.layout import IndexHeader, Layout, parse_header
 from shufflestore.format.manifest import Shards
-from shufflestore.format.resolve import Arena, Resolved, Wanted, Window, program_for, resolve
+from shufflestore.format.resolve import (
+    PAGE_MISSING,
+    RESOLVED,
+    SHARD_MISSING,
+    Resolved,
+    Wanted,
+    program_for,
+    resolve,
+)
 from shufflestore.format.schema import Tree
 from shufflestore.storage.base import HAS_CRC, READ, Store
 from shufflestore.storage.process import ProcessLock
@@ -42,10 +50,6 @@ class Places:
     """(n,) row within the chunk."""
     page: NDArray[np.int64]
     """(n,) page of the row index, counted through all shards."""
-    entry: NDArray[np.int64]
-    """(n,) entry of that page."""
-    file: NDArray[np.uint32]
-    """(n,) the store's handle of the shard."""
 
 
 class RowIndexes:
@@ -78,16 +82,14 @@ class RowIndexes:
         count = len(shards)
         self._layout_of = np.full(count, -1, np.int64)
         self.lock = ProcessLock()
-        """Held while pages come and go."""
-        self._unmet = count
-        """Shards whose header is not here yet."""
+        """Held while headers and pages come and go."""
         # Zeros until a header is there: untouched, they cost no memory.
         self._chunk_rows = np.zeros(count, np.int64)
-        self._is_regular = True
-        """Whether chunks are of one size within every shard met so far."""
         self._chunk_pages = np.zeros(count, np.int64)
         self._page_rows = np.zeros(count, np.int64)
         self._files = np.zeros(count, np.uint32)
+        self._chunks = np.zeros(count, np.int64)
+        self._shards = self._with_chunks(np.empty(0, np.int64), np.empty(0, np.int64))
         self.pages_at = np.zeros(count, np.int64)
         """First byte of page 0 in each index met so far."""
         self._index_files = np.zeros(count, np.uint32)
@@ -98,53 +100,52 @@ class RowIndexes:
 
     def find(self, ids: NDArray[np.int64]) -> Places:
         """Return where records are; fetches headers that are not here yet."""
-        places, file = np.empty((5, len(ids)), np.int64), np.empty(len(ids), np.uint32)
-        shard, chunk, row, page, entry = places
-
-        def find() -> int:
-            return _native.find(
-                ids, self.first_id, self._chunk_rows, self._chunk_pages, self._page_rows, self.first_page, self._files,
-                places, file,
-            )  # fmt: skip
-
-        if find() and self._unmet:
+        places = np.empty((5, len(ids)), np.int64)
+        if self._shards.find(ids, places):
             with self.lock.here:
-                missing = np.unique(shard[self._layout_of[shard] < 0])
-                if len(missing):
-                    self._meet(missing.tolist())
-            find()
-        if not self._is_regular:
-            for number in np.unique(shard[self._chunk_rows[shard] == 0]).tolist():
-                mine = np.flatnonzero(shard == number)
-                table, per = self.table(number), int(self._page_rows[number])
-                rows = ids[mine] - self.first_id[number]
-                chunk[mine] = at = np.searchsorted(table.first_row, rows, side="right") - 1
-                row[mine] = within = rows - table.first_row[at]
-                page[mine] = self.first_page[number] + table.first_page[at] + within // per
-                entry[mine] = within % per
-                file[mine] = self._files[number]
-        return Places(shard, chunk, row, page, entry, file)
+                self._meet_all(places[0])
+            self._shards.find(ids, places)
+        return Places(*places[:4])
 
-    def resolve(self, places: Places, batch_ends: NDArray[np.int64], wanted: Wanted, verify: bool) -> Resolved:
-        """Return the reads of records, batch by batch; fetches pages that are not here.
+    def resolve(self, ids: NDArray[np.int64], batch_ends: NDArray[np.int64], wanted: Wanted, verify: bool) -> Resolved:
+        """Return the reads of records, batch by batch; fetches headers and pages that are not here.
 
         Args:
-            places: Of n records.
-            batch_ends: (b,) batch i has records [batch_ends[i - 1], batch_ends[i]).
+            ids: (n,) record numbers within the split, each in [0, len).
+            batch_ends: (b,) batch i has ids [batch_ends[i - 1], batch_ends[i]).
             wanted: The projection.
             verify: Whether what is read is checked, where the indexes have checksums.
+
+        Raises:
+            CorruptData: A row index contradicts itself, or is not what the manifest vouches for.
         """
-        # Every layout met so far: the first one alone needs no telling which.
-        layout = None if len(self.layouts) < 2 else self._layout_of[places.shard]
-        programs = [program_for(layout, wanted) for layout in self.layouts]
-        # One index run makes all shards of a snapshot, with checksums or without.
-        checked = verify and self.has_checksums
-        window = Window(places.page, places.entry, places.file, layout, batch_ends)
         with self.lock.here:  # another thread's pages must not take the slots before they are read
-            while (made := resolve(self.pages.arena, programs, window, wanted, checked)) is None:
-                self.pages.fetch(places.page, places.shard)
-            self.pages.note(places.page)
-        return made
+            while True:
+                # One index run makes all shards of a snapshot, with checksums or without.
+                checked = verify and self.has_checksums
+                programs = [program_for(layout, wanted) for layout in self.layouts]
+                found, made = resolve(self.pages.arena, self._shards, programs, ids, batch_ends, wanted, checked)
+                if found == RESOLVED and not self.pages.is_bounded:
+                    return made
+                places = np.empty((5, len(ids)), np.int64)
+                self._shards.find(ids, places)
+                shard, _, row, page, _ = places
+                if found == SHARD_MISSING:
+                    self._meet_all(shard)
+                elif found == PAGE_MISSING:
+                    self.pages.fetch(page, shard)
+                elif found == RESOLVED:
+                    self.pages.note(page)
+                    return made
+                else:
+                    name = self.shards.name("index", int(shard[found]))
+                    raise CorruptData(
+                        f"{self.store.uri}: {name}: the row index contradicts itself at row {row[found]:,} of a chunk: an "
+                        "entry outside its page, or starts that decrease; index or convert again"
+                    )
+
+    def _meet_all(self, shard: NDArray[np.int64]) -> None:
+        self._meet(np.unique(shard[self._layout_of[shard] < 0]).tolist())
 
     def index_files(self, shard: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Return the store's handle of each shard's row index."""
@@ -200,12 +201,25 @@ class RowIndexes:
         name = self.shards.name("index", shard)
         self._index_files[shard] = self.store.handle(name, int(self.index_bytes[shard]))
         self._chunk_rows[shard] = header.chunk_rows
-        self._is_regular &= bool(header.chunk_rows)
-        self._chunk_pages[shard] = header.pages_per_chunk if header.chunk_rows else 0
-        self._page_rows[shard] = header.layout.rows_per_page
+        self._chunk_pages[shard] = header.pages_per_chunk if header.chunk_rows else header.chunk_count
         self._files[shard] = self.store.handle(self.shards.name("data", shard), int(self.data_bytes[shard]))
         self._layout_of[shard] = self.layouts.index(header.layout)
-        self._unmet -= 1
+        if not header.chunk_rows:
+            table = self.table(shard)
+            self._chunks[shard] = len(self._chunk_first_row)
+            self._shards = self._with_chunks(
+                np.concatenate([self._chunk_first_row, table.first_row[:-1]]),
+                np.concatenate([self._chunk_first_page, table.first_page[:-1]]),
+            )
+        self._page_rows[shard] = header.layout.rows_per_page  # last: from now on the shard is known
+
+    def _with_chunks(self, first_row: NDArray[np.int64], first_page: NDArray[np.int64]) -> _native.Shards:
+        """Return the shards as the core sees them, with these chunks of shards whose chunks differ in size."""
+        self._chunk_first_row, self._chunk_first_page = first_row, first_page
+        return _native.Shards(
+            self.first_id, self._page_rows, self._chunk_rows, self._chunk_pages, self.first_page, self._layout_of,
+            self._files, self._chunks, first_row, first_page,
+        )  # fmt: skip
 
     def table(self, shard: int) -> ChunkTable:
         """Return a shard's chunk table, fetched and checked when first asked for."""
@@ -234,14 +248,15 @@ class Pages:
         self._slots = max(min(max(memory_bytes // self._slot_bytes, LEAST_SLOTS), total), 1)
         try:
             # What nobody has touched costs no memory: the system gives it page by page.
-            data = np.empty(self._slots * self._slot_bytes, np.uint8)
-            self.arena = Arena(data, np.zeros(total, np.int32), self._slot_bytes)
+            self._data = np.empty(self._slots * self._slot_bytes, np.uint8)
+            self._slot_of = np.zeros(total, np.int32)
             self._crcs = np.empty(total, np.uint32)
         except (MemoryError, ValueError) as cause:
             raise UnsupportedFeature(
                 f"{of.store.uri}: the row indexes have {total:,} pages, more than this machine can keep account of; open "
                 "it split by split, or convert to larger records"
             ) from cause
+        self.arena = _native.Arena(self._data, self._slot_of, self._slot_bytes)
         self._page_in = np.full(self._slots, -1, np.int64) if self.is_bounded else None
         self._used = np.zeros(self._slots if self.is_bounded else 0, np.int8)
         self._hand = 0
@@ -253,7 +268,7 @@ class Pages:
     @property
     def is_bounded(self) -> bool:
         """Whether there are more pages than slots."""
-        return len(self.arena.slot_of) > self._slots
+        return len(self._slot_of) > self._slots
 
     def admit(self, shard: int, header: IndexHeader) -> None:
         """Take note of the checksums that a shard's header vouches for."""
@@ -262,7 +277,7 @@ class Pages:
 
     def fetch(self, page: NDArray[np.int64], shard: NDArray[np.int64]) -> None:
         """Have the pages of some records here, all at once."""
-        slots = self.arena.slot_of[page]
+        slots = self._slot_of[page]
         missing = slots == 0
         if self.is_bounded:
             self._used[slots[~missing] - 1] = _PINNED
@@ -273,7 +288,7 @@ class Pages:
     def note(self, page: NDArray[np.int64]) -> None:
         """Remember that these pages were of use."""
         if self.is_bounded:
-            self._used[self.arena.slot_of[page] - 1] = _USED
+            self._used[self._slot_of[page] - 1] = _USED
 
     def _fetch(self, numbers: NDArray[np.int64], shard: NDArray[np.int64], page: NDArray[np.int64]) -> None:
         """Read pages together, check them, and give each a slot."""
@@ -288,7 +303,7 @@ class Pages:
                 self._used[self._used == _PINNED] = _USED
                 self._used[slots] = 0
             raise
-        self.arena.slot_of[numbers] = slots + 1
+        self._slot_of[numbers] = slots + 1
         if self._page_in is not None:
             self._page_in[slots] = numbers
         self.fetched += len(numbers)
@@ -314,7 +329,7 @@ class Pages:
             what = f"page {page[failure.index]} of the row index"
             raise explain(failure, of.store.uri, name, what, int(bad["offset"]), int(bad["size"]))
         (data,) = pending.take()
-        kept = self.arena.data.reshape(-1, self._slot_bytes)
+        kept = self._data.reshape(-1, self._slot_bytes)
         if (sizes == self._slot_bytes).all():
             kept[slots] = data.reshape(-1, self._slot_bytes)
         else:
@@ -332,7 +347,7 @@ class Pages:
         if count + pinned > self._slots:
             raise OptionError(
                 f"a batch needs {count + pinned:,} pages of the row index at once, {self._slots:,} fit into "
-                f"{self.arena.data.nbytes:,} bytes; take smaller batches or raise index_memory_bytes"
+                f"{self._data.nbytes:,} bytes; take smaller batches or raise index_memory_bytes"
             )
         found: list[int] = []
         self._used[slots] = _PINNED
@@ -343,6 +358,6 @@ class Pages:
                 continue
             self._used[slot] = _PINNED
             if self._page_in[slot] >= 0:
-                self.arena.slot_of[self._page_in[slot]] = 0
+                self._slot_of[self._page_in[slot]] = 0
             found.append(slot)
         return np.concatenate([slots, np.array(found, np.int64)])

@@ -105,7 +105,7 @@ class Stream(Generic[T], Iterator[T]):
             self._read_again()
         if not self._ahead:
             self._look_ahead()  # the first batch is wanted before anything is done for those behind it
-        else:
+        elif self.ahead_bytes < self._budget and not self._ended:
             for _ in range(_WINDOWS_A_BATCH):
                 self._look_ahead()
         if not self._ahead:

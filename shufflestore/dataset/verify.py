@@ -151,9 +151,7 @@ def _index_bytes(reading: Reading, shard: int, header: IndexHeader) -> None:
 def _records(reading: Reading, ids: NDArray[np.int64], projection: Projection, report: Report) -> NDArray[np.int64]:
     """Read records with their checksums; return the byte ranges that they cover."""
     ends = np.array([len(ids)])
-    reads = (
-        reading.indexes.resolve(reading.indexes.find(ids), ends, projection.wanted, True).reads.view(READ).reshape(-1)
-    )
+    reads = reading.indexes.resolve(ids, ends, projection.wanted, True).reads.view(READ).reshape(-1)
     try:
         (ready,) = reading.submit(ids, ends, projection)
         reading.deliver(ready)

@@ -8,7 +8,7 @@ Python, for reference, stands in `tests/naive/resolve.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
@@ -16,12 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflestore import _native
-from shufflestore.errors import CorruptData
 from shufflestore.format.layout import PAGE_HEAD, Layout, layout_of
 from shufflestore.format.schema import ROW, Buffer, Role, Tree
 from shufflestore.lazy import lazy
 
-__all__ = ["ALL_VALID", "Arena", "Resolved", "Wanted", "Window", "program_for", "resolve", "wanted_for", "widened"]
+__all__ = [
+    "ALL_VALID",
+    "PAGE_MISSING",
+    "RESOLVED",
+    "Resolved",
+    "SHARD_MISSING",
+    "Wanted",
+    "program_for",
+    "resolve",
+    "wanted_for",
+    "widened",
+]
 
 ALL_VALID: Final = 255
 """Shift of a bit range that the shard does not have: every bit is one, and nothing is read."""
@@ -75,34 +85,7 @@ class Wanted:
         return made
 
 
-@dataclass(frozen=True, eq=False)
-class Arena:
-    """Checked pages of row indexes in memory."""
-
-    data: NDArray[np.uint8]
-    """Slots of one size, each for a page."""
-    slot_of: NDArray[np.int32]
-    """Page number -> its slot, counted from 1; 0 where the page is not here."""
-    slot_bytes: int
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """Records of several batches, found in the row index."""
-
-    page: NDArray[np.int64]
-    """(n,) number of the page of each record."""
-    entry: NDArray[np.int64]
-    """(n,) which entry of the page is the record's."""
-    file: NDArray[np.uint32]
-    """(n,) the store's handle of the record's shard."""
-    layout: NDArray[np.int64] | None
-    """(n,) which program answers for the record; None for the first one."""
-    batch_ends: NDArray[np.int64]
-    """(b,) batch i has records [batch_ends[i - 1], batch_ends[i]); the last is n."""
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: made for every window
 class Resolved:
     """Reads of the batches of a window, each with its slot, and all that is known of the batches without reading."""
 
@@ -285,42 +268,48 @@ def _table(rows: Sequence[tuple[int, ...]], width: int) -> NDArray[np.int64]:
     return np.array(rows, np.int64).reshape(len(rows), width)
 
 
+RESOLVED: Final = -1
+PAGE_MISSING: Final = -2
+SHARD_MISSING: Final = -3
+
+
 def resolve(
-    arena: Arena, programs: list[_native.Program], window: Window, wanted: Wanted, verify: bool
-) -> Resolved | None:
+    arena: _native.Arena,
+    shards: _native.Shards,
+    programs: list[_native.Program],
+    ids: NDArray[np.int64],
+    batch_ends: NDArray[np.int64],
+    wanted: Wanted,
+    verify: bool,
+) -> tuple[int, Resolved]:
     """Return the reads of a window's batches: batch after batch, buffer after buffer, record after record.
 
     Args:
-        arena: Where pages are.
-        programs: One a layout that `window.layout` names.
-        window: The records.
+        arena: Pages that are in memory: slots of one size, and for each page its slot, counted from 1; 0
+            where it is not here.
+        shards: Which ids each shard has (first_id), how its rows stand in chunks and pages (rows a page, 0
+            where the shard is not known; rows a chunk, 0 where they differ; pages a chunk, or then the
+            number of chunks; first page of the shard), its layout and the store's handle, and for chunks
+            that differ where they begin in two lists of rows and pages.
+        programs: What answers for each layout.
+        ids: (n,) records.
+        batch_ends: (b,) batch i has records [batch_ends[i - 1], batch_ends[i]); the last is n.
         wanted: The projection that the programs answer for.
         verify: Whether reads carry the CRC they must have.
 
     Returns:
-        None if a page is not in the arena.
-
-    Raises:
-        CorruptData: A page contradicts itself: its checksum was right, so its writer was wrong.
+        RESOLVED and the reads; or PAGE_MISSING, SHARD_MISSING where something is not here yet, or the
+        number of a record whose page contradicts itself: then nothing is to be made of the reads.
 
     O(records x reads), about 20 ns each.
     """
-    out = Resolved.empty(len(window.page), len(window.batch_ends), wanted)
+    out = Resolved.empty(len(ids), len(batch_ends), wanted)
     found, reads = _native.resolve(
-        arena.data, arena.slot_of, arena.slot_bytes, programs, window.page, window.entry, window.file,
-        _NONE if window.layout is None else window.layout, window.batch_ends, wanted.lay, verify,
+        arena, shards, programs, ids, batch_ends, wanted.lay, verify,
         out.ends, out.output_sizes, out.regions, out.counts, out.offsets, out.bits, out.shift, out.fixed,
     )  # fmt: skip
-    if found >= 0:
-        raise CorruptData(
-            f"the row index contradicts itself at entry {window.entry[found]} of page {window.page[found]}: an entry "
-            "outside its page, or starts that decrease; index or convert again"
-        )
-    return replace(out, reads=reads) if found == _FOUND else None
-
-
-_NONE: Final[NDArray[np.int64]] = np.empty(0, np.int64)
-_FOUND: Final = -1
+    out.reads = reads
+    return found, out
 
 
 def widened(tree: Tree, rules: Mapping[str, str]) -> dict[int, str]:

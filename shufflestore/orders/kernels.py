@@ -168,9 +168,9 @@ def _outside(noun: str, value: int, entry: int, key: OrderKey) -> str:
 
 def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:
     """Return a fresh contiguous int64 copy of (n,) integers, unchecked against a length."""
-    given = np.asarray(values)
+    given: NDArray[Any] = np.asarray(values)
     if given.ndim == 1 and given.dtype == np.int64:
-        return given.copy()
+        return np.array(given)
     if given.ndim != 1:
         raise OrderError(f"{name} must be one-dimensional, not of shape {given.shape}")
     if given.size and given.dtype.kind not in "iu":

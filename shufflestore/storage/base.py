@@ -94,7 +94,11 @@ class Pending(Protocol):
         """What went wrong, once done; None where nothing did."""
 
     def take(self) -> list[NDArray[np.uint8]]:
-        """Return the outputs, once done, and give up their ownership. Writable, one dimension."""
+        """Return the outputs, once, and give up their ownership. Writable, one dimension.
+
+        Raises:
+            ValueError: The batch is not done, it failed (see `failure`), or they were taken before.
+        """
 
     def cancel(self) -> None:
         """Start no further read. The batch then ends as failed, kind "closed"."""

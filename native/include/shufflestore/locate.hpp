@@ -13,16 +13,21 @@ namespace shufflestore {
 
 inline constexpr std::size_t kBlock = 64;  // records that are taken through each step together
 
-// A row of `records` numbers a read; reused from batch to batch.
+// One batch, between its ids and its reads; reused from batch to batch. A row of `records` numbers a read.
 struct Located {
+  std::vector<std::int64_t> page, entry, layout;
+  std::vector<std::uint32_t> file;
   std::vector<std::uint64_t> offset, size, slot;  // size 0: none is read; slot 0: nothing is put
   std::vector<std::uint32_t> crc;
   std::size_t records = 0;
 
   void resize(std::size_t reads, std::size_t count) {
     records = count;
-    for (auto* row : {&offset, &size, &slot}) row->resize(std::max(row->size(), reads * count));
-    crc.resize(std::max(crc.size(), reads * count));
+    const auto grow = [](auto& row, std::size_t size) { row.resize(std::max(row.size(), size)); };
+    for (auto* row : {&page, &entry, &layout}) grow(*row, count);
+    for (auto* row : {&offset, &size, &slot}) grow(*row, reads * count);
+    grow(crc, reads * count);
+    grow(file, count);
   }
 };
 
@@ -31,7 +36,7 @@ struct Located {
 class Locator {
  public:
   // Record i of the batch is record `first` + i of the window.
-  Locator(const Arena& arena, const Program& program, const Wanted& wanted, Located& located, Resolved& out,
+  Locator(const Arena& arena, const Program& program, const Window& window, Located& located, Resolved& out,
           std::size_t first);
 
   // Does the records `rows` of the batch, [0, count) if that is null. Returns kFound, kPageMissing, or which
@@ -73,11 +78,11 @@ class Locator {
 
   const Arena& arena_;
   const Program& program_;
-  const Wanted& wanted_;
+  const Window& window_;
   Located& located_;
   Resolved& out_;
   const std::size_t first_;
-  const std::size_t window_;  // records of the window
+  const std::size_t stride_;  // records of the window
   const std::uint32_t* rows_ = nullptr;
   std::size_t begin_ = 0;  // of the block
   std::size_t count_ = 0;  // of the block, up to the first bad one

@@ -1,6 +1,5 @@
 // From record ids to reads: tables of numbers in, reads with slots out. No I/O, no records' meaning. The
-// tables are specified in shufflestore/format/resolve.py and dataset/residency.py; the binding has checked
-// their shapes.
+// tables are specified in shufflestore/format/resolve.py; the binding has checked their shapes.
 #pragma once
 
 #include <cstddef>
@@ -15,24 +14,39 @@ namespace shufflestore {
 using Numbers = std::span<const std::int64_t>;
 using Table = std::vector<std::int64_t>;
 
-// Which records each shard has, and how its pages are cut. All but `first_id` have an entry a shard.
+// Which records each shard has, and how its pages are cut. All but the first and the last two have an entry a
+// shard.
 struct ShardTable {
   Numbers first_id;                      // one more: ids of shard i are [first_id[i], first_id[i + 1])
-  Numbers chunk_rows;                    // 0: unknown, or they differ
-  Numbers chunk_pages;                   // pages of a full chunk
-  Numbers page_rows;                     // rows of a full page
+  Numbers page_rows;                     // rows of a full page; 0: the shard is not known yet
+  Numbers chunk_rows;                    // 0: they differ, see `chunks`
+  Numbers chunk_pages;                   // pages of a full chunk; how many chunks there are, if they differ
   Numbers first_page;                    // of the shard among all pages; one more entry at the end
+  Numbers layout;                        // which program answers for the shard
   std::span<const std::uint32_t> files;  // the store's handle
+  Numbers chunks;                        // where in the two below a shard's chunks begin, if they differ,
+  Numbers chunk_first_row;               // row in the shard of each
+  Numbers chunk_first_page;              // page in the shard of each
 };
 
-struct Found {
-  std::int64_t *shard, *chunk, *row, *page, *entry;  // an entry a record; row is within the chunk
-  std::uint32_t* file;
+struct Place {
+  std::int64_t shard, chunk, row;  // row is within the chunk
+  std::int64_t page, entry;        // page is counted through all shards
 };
 
-// Returns how many records lie in shards that the table does not know enough of; only their shard is filled
-// in. Throws std::out_of_range, naming the first id that no shard has.
-std::size_t find(Numbers ids, const ShardTable& shards, const Found& out);
+// Where a record is; false if its shard is not known yet, and then only that is filled in.
+class Finder {
+ public:
+  explicit Finder(const ShardTable& shards);
+  // Throws std::out_of_range, naming an id that no shard has.
+  bool find(std::int64_t id, Place& place) const;
+
+ private:
+  std::size_t shard_of(std::int64_t id) const;
+
+  const ShardTable& shards_;
+  double per_id_ = 0;  // shards an id
+};
 
 struct Arena {
   std::span<const std::uint8_t> data;
@@ -59,11 +73,8 @@ struct Program {
 };
 
 // A window of records, batch after batch.
-struct Wanted {
-  Numbers pages;                         // records: number of its page
-  Numbers entries;                       // records: which entry of the page
-  std::span<const std::uint32_t> files;  // records: the store's handle of its shard
-  Numbers layouts;                       // records: which program; empty for the first one
+struct Window {
+  Numbers ids;
   Numbers batch_ends;
   Numbers lay;  // reads x 4: output, op, ratio, row in `shift` or -1
   bool verify;
@@ -85,11 +96,13 @@ struct Resolved {
 
 inline constexpr std::int64_t kFound = -1;
 inline constexpr std::int64_t kPageMissing = -2;
+inline constexpr std::int64_t kShardMissing = -3;
 inline constexpr std::uint8_t kAllValid = 255;  // shift of a bit range that the shard does not have
 
-// Returns the index of a record whose page contradicts itself, else kPageMissing where a page is not in the
-// arena, else kFound. Throws std::invalid_argument for a number that leads outside what there is.
-std::int64_t resolve(const Arena& arena, std::span<const Program* const> programs, const Wanted& wanted,
-                     Resolved& out);
+// Returns the index of a record whose page contradicts itself, else kShardMissing where a shard is not known
+// yet, else kPageMissing where a page is not in the arena, else kFound. Throws std::invalid_argument for a
+// number that leads outside what there is.
+std::int64_t resolve(const Arena& arena, const ShardTable& shards, std::span<const Program* const> programs,
+                     const Window& window, Resolved& out);
 
 }  // namespace shufflestore
