@@ -90,7 +90,7 @@ void bind_shards(nb::module_& m) {
             const ShardTable table = self.table();
             const shufflestore::bind::GilReleased
                 nogil;  // the arguments keep every array alive until the return
-            const Finder finder(table);
+            Finder finder(table);
             std::size_t unknown = 0;
             for (std::size_t i = 0; i < n; ++i) {
               Place place{};

@@ -19,10 +19,27 @@ T load(const std::uint8_t* at) {
 
 }  // namespace
 
-Locator::Locator(const Arena& arena, const Program& program, const Window& window, Located& located,
-                 Resolved& out, std::size_t first)
-    : arena_(arena),
-      program_(program),
+Entry locate(const Arena& arena, const Table& geometry, std::int64_t page, std::int64_t entry) noexcept {
+  const auto head = geometry[0], bytes = geometry[1], size = geometry[2];
+  static constexpr std::uint8_t kNowhere = 0;
+  Entry found{.head = &kNowhere, .at = nullptr, .number = entry};
+  if (page < 0 || static_cast<std::size_t>(page) >= arena.slot_of.size()) return found;
+  const std::int64_t slot = arena.slot_of[static_cast<std::size_t>(page)];
+  if (slot == 0) return {.head = nullptr, .at = nullptr, .number = entry};
+  const auto begin = (slot - 1) * arena.slot_bytes;
+  if (begin < 0 || static_cast<std::uint64_t>(begin + size) > arena.data.size()) return found;
+  if (entry < 0 || entry >= size || head + (entry + 2) * bytes > size) return found;
+  found.head = arena.data.data() + begin;
+  found.at = found.head + head + entry * bytes;
+  __builtin_prefetch(found.head);
+  __builtin_prefetch(found.at);
+  __builtin_prefetch(found.at + 2 * bytes - 1);  // the next one says where this one's ranges end
+  return found;
+}
+
+Locator::Locator(const Program& program, const Window& window, Located& located, Resolved& out,
+                 std::size_t first)
+    : program_(program),
       window_(window),
       located_(located),
       out_(out),
@@ -34,9 +51,6 @@ std::int64_t Locator::run(const std::uint32_t* rows, std::size_t count) {
   rows_ = rows;
   std::int64_t found = kFound;
   for (std::size_t begin = 0; begin < count; begin += kBlock) {
-    // Entries are anywhere in a large arena: those of the next block come while this one is worked on.
-    for (std::size_t k = begin == 0 ? 0 : begin + kBlock; k < std::min(begin + 2 * kBlock, count); ++k)
-      prefetch(rows == nullptr ? k : rows[k]);
     const auto answer = block(begin, std::min(kBlock, count - begin));
     if (answer >= 0) return static_cast<std::int64_t>(row(static_cast<std::size_t>(answer)));
     if (answer == kPageMissing) found = kPageMissing;
@@ -44,29 +58,15 @@ std::int64_t Locator::run(const std::uint32_t* rows, std::size_t count) {
   return found;
 }
 
-void Locator::prefetch(std::size_t record) const {
-  const auto page = located_.page[record];
-  if (page < 0 || static_cast<std::size_t>(page) >= arena_.slot_of.size()) return;
-  const auto at = (std::int64_t{arena_.slot_of[static_cast<std::size_t>(page)]} - 1) * arena_.slot_bytes;
-  const auto byte = at + program_.geometry[0] + located_.entry[record] * program_.geometry[1];
-  if (at < 0 || byte < at || static_cast<std::size_t>(byte) >= arena_.data.size()) return;
-  __builtin_prefetch(arena_.data.data() + at);
-  __builtin_prefetch(arena_.data.data() + byte);
-  __builtin_prefetch(arena_.data.data() + byte + 63);
-}
-
 std::int64_t Locator::block(std::size_t begin, std::size_t count) {
   begin_ = begin;
   bad_ = count;
   bool is_missing = false;
   for (std::size_t k = 0; k < count && bad_ == count; ++k) {
-    const auto record = row(k);
-    const auto page = located_.page[record];
-    if (page < 0 || static_cast<std::size_t>(page) >= arena_.slot_of.size()) {
-      note(k);
-    } else if (const auto slot = arena_.slot_of[static_cast<std::size_t>(page)]; slot == 0) {
+    const Entry& entry = located_.entry[row(k)];
+    if (entry.head == nullptr) {
       is_missing = true;
-    } else if (!open(slot, located_.entry[record], entries_[k])) {
+    } else if (!open(entry, entries_[k])) {
       note(k);
     }
   }
@@ -89,18 +89,13 @@ void Locator::put(T* to, Value value) const {
   }
 }
 
-// False if the record's page or entry lies outside what there is.
-bool Locator::open(std::int64_t slot, std::int64_t entry, Entry& out) const {
-  const auto head = program_.geometry[0], bytes = program_.geometry[1], size = program_.geometry[2];
-  const auto page = (slot - 1) * arena_.slot_bytes;
-  if (page < 0 || static_cast<std::uint64_t>(page + size) > arena_.data.size()) return false;
-  out.head = arena_.data.data() + page;
-  const auto rows = load<std::uint32_t>(out.head + 16);
-  if (entry < 0 || entry >= static_cast<std::int64_t>(rows) || head + (entry + 2) * bytes > size)
-    return false;
-  out.at = out.head + head + entry * bytes;
-  out.next = out.at + bytes;
-  out.row = load<std::uint64_t>(out.head + 8) + static_cast<std::uint64_t>(entry);
+// False if the entry lies outside what there is.
+bool Locator::open(const Entry& entry, Record& out) const {
+  if (entry.at == nullptr || entry.number >= load<std::uint32_t>(entry.head + 16)) return false;
+  out = {.head = entry.head,
+         .at = entry.at,
+         .next = entry.at + program_.geometry[1],
+         .row = load<std::uint64_t>(entry.head + 8) + static_cast<std::uint64_t>(entry.number)};
   return true;
 }
 

@@ -9,41 +9,39 @@
 namespace shufflestore {
 namespace {
 
-// The places of one batch. False if a shard is not known yet.
-bool find(const Finder& finder, const ShardTable& shards, Numbers ids, std::size_t programs,
-          Located& located) {
+// The places of one batch; the pages' lines that the ranges stand in are on their way then. False if a shard
+// is not known yet.
+bool find(Finder& finder, const ShardTable& shards, const Arena& arena,
+          std::span<const Program* const> programs, Numbers ids, Located& located) {
   bool is_known = true;
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    Place place{};
+    Place place;
     if (!finder.find(ids[i], place)) {
       is_known = false;
       continue;
     }
     const auto shard = static_cast<std::size_t>(place.shard);
-    located.page[i] = place.page;
-    located.entry[i] = place.entry;
+    const auto layout = static_cast<std::size_t>(shards.layout[shard]);
+    if (layout >= programs.size()) throw std::invalid_argument("resolve: a shard's layout has no program");
+    located.entry[i] = locate(arena, programs[layout]->geometry, place.page, place.entry);
     located.file[i] = shards.files[shard];
-    located.layout[i] = shards.layout[shard];
-    if (static_cast<std::uint64_t>(located.layout[i]) >= programs)
-      throw std::invalid_argument("resolve: a shard's layout has no program");
+    located.layout[i] = static_cast<std::uint32_t>(layout);
   }
   return is_known;
 }
 
 // The ranges of one batch: each layout's records together. Returns what Locator::run does.
-std::int64_t locate(const Arena& arena, std::span<const Program* const> programs, const Window& window,
-                    Located& located, Resolved& out, std::size_t first, std::size_t count) {
-  if (programs.size() == 1)
-    return Locator(arena, *programs[0], window, located, out, first).run(nullptr, count);
+std::int64_t locate(std::span<const Program* const> programs, const Window& window, Located& located,
+                    Resolved& out, std::size_t first, std::size_t count) {
+  if (programs.size() == 1) return Locator(*programs[0], window, located, out, first).run(nullptr, count);
   std::vector<std::uint32_t> rows;
   std::int64_t found = kFound;
   for (std::size_t p = 0; p < programs.size(); ++p) {
     rows.clear();
     for (std::size_t i = 0; i < count; ++i)
-      if (located.layout[i] == static_cast<std::int64_t>(p)) rows.push_back(static_cast<std::uint32_t>(i));
+      if (located.layout[i] == p) rows.push_back(static_cast<std::uint32_t>(i));
     if (rows.empty()) continue;
-    const auto answer =
-        Locator(arena, *programs[p], window, located, out, first).run(rows.data(), rows.size());
+    const auto answer = Locator(*programs[p], window, located, out, first).run(rows.data(), rows.size());
     if (answer >= 0) return answer;
     if (answer == kPageMissing) found = kPageMissing;
   }
@@ -65,25 +63,31 @@ void lay_out(const Window& window, const Located& located, Resolved& out, std::s
     const auto output = static_cast<std::uint16_t>(window.lay[4 * r]);
     const auto op = static_cast<std::uint8_t>(window.lay[4 * r + 1]);
     const auto ratio = static_cast<std::uint64_t>(window.lay[4 * r + 2]);
-    auto& total = out.output_sizes[batch * outputs + output];
+    auto total = out.output_sizes[batch * outputs + output];
     add(total, (kAlign - total % kAlign) % kAlign);
     const auto start = total;
-    for (std::size_t i = 0; i < located.records; ++i) {
-      const auto at = r * located.records + i;
-      const auto slot = located.slot[at];
-      if (slot == 0) continue;
-      const bool is_zero = located.size[at] == 0;
-      out.reads.push_back({.offset = located.offset[at],
-                           .slot = total,
-                           .size = is_zero ? slot * ratio : slot,
-                           .file = located.file[i],
-                           .crc = located.crc[at],
-                           .output = output,
-                           .op = is_zero ? kZero : op,
-                           .flags = window.verify && !is_zero ? kHasCrc : std::uint8_t{0},
-                           .note = static_cast<std::uint32_t>(first + i)});
-      add(total, slot * ratio);
+    const std::size_t before = out.reads.size(), records = located.records;
+    const auto *offset = located.offset.data() + r * records, *size = located.size.data() + r * records,
+               *slot = located.slot.data() + r * records;
+    const auto* const crc = located.crc.data() + r * records;
+    out.reads.resize(before + records);
+    Read* next = out.reads.data() + before;
+    for (std::size_t i = 0; i < records; ++i) {
+      if (slot[i] == 0) continue;
+      const bool is_zero = size[i] == 0;
+      *next++ = {.offset = offset[i],
+                 .slot = total,
+                 .size = is_zero ? slot[i] * ratio : slot[i],
+                 .file = located.file[i],
+                 .crc = crc[i],
+                 .output = output,
+                 .op = is_zero ? kZero : op,
+                 .flags = window.verify && !is_zero ? kHasCrc : std::uint8_t{0},
+                 .note = static_cast<std::uint32_t>(first + i)};
+      add(total, slot[i] * ratio);
     }
+    out.reads.resize(static_cast<std::size_t>(next - out.reads.data()));
+    out.output_sizes[batch * outputs + output] = total;
     out.regions[(batch * width + r) * 2] = static_cast<std::int64_t>(start);
     out.regions[(batch * width + r) * 2 + 1] = static_cast<std::int64_t>(total - start);
   }
@@ -108,56 +112,33 @@ void sum_up(const Window& window, Resolved& out, std::size_t batch, std::size_t 
 
 }  // namespace
 
-Finder::Finder(const ShardTable& shards) : shards_(shards) {
-  if (const auto total = shards.first_id.back(); total > 0)
-    per_id_ = static_cast<double>(shards.first_id.size() - 1) / static_cast<double>(total);
+Finder::Finder(const ShardTable& shards)
+    : shards_(shards),
+      total_(shards.first_id.back()),
+      last_(std::max<std::size_t>(shards.first_id.size(), 2) - 2),
+      per_id_(total_ > 0 ? static_cast<double>(last_ + 1) / static_cast<double>(total_) : 0) {}
+
+void Finder::refuse(std::int64_t id) const {
+  throw std::out_of_range("record " + std::to_string(id) + " does not exist; allowed are [0, " +
+                          std::to_string(total_) + ")");
 }
 
-// Shards are mostly of one size: guess, and search where the guess is wrong.
-std::size_t Finder::shard_of(std::int64_t id) const {
-  const auto first_id = shards_.first_id;
-  auto guess = std::min(static_cast<std::size_t>(static_cast<double>(id) * per_id_), first_id.size() - 2);
-  for (int step = 0; step < 4; ++step) {
-    if (id < first_id[guess]) {
-      --guess;  // first_id[0] is 0
-    } else if (id >= first_id[guess + 1]) {
-      ++guess;  // id is below the last one
-    } else {
-      return guess;
-    }
-  }
-  return static_cast<std::size_t>(std::upper_bound(first_id.begin(), first_id.end(), id) - first_id.begin()) -
-         1;
+std::size_t Finder::search(std::int64_t id) const {
+  const auto above = std::upper_bound(shards_.first_id.begin(), shards_.first_id.end(), id);
+  return static_cast<std::size_t>(above - shards_.first_id.begin()) - 1;
 }
 
-bool Finder::find(std::int64_t id, Place& place) const {
-  if (id < 0 || id >= shards_.first_id.back())
-    throw std::out_of_range("record " + std::to_string(id) + " does not exist; allowed are [0, " +
-                            std::to_string(shards_.first_id.back()) + ")");
-  const auto shard = shard_of(id);
-  place.shard = static_cast<std::int64_t>(shard);
-  const auto page_rows = shards_.page_rows[shard];
-  if (page_rows <= 0) return false;
-  const auto row = id - shards_.first_id[shard];
-  if (const auto per = shards_.chunk_rows[shard]; per > 0) {
-    place.chunk = row / per;
-    place.row = row % per;
-    place.page = place.chunk * shards_.chunk_pages[shard];
-  } else {
-    const auto begin = static_cast<std::size_t>(shards_.chunks[shard]);
-    const auto count = static_cast<std::size_t>(shards_.chunk_pages[shard]);
-    const auto size = std::min(shards_.chunk_first_row.size(), shards_.chunk_first_page.size());
-    if (begin > size || count > size - begin || count == 0 || shards_.chunk_first_row[begin] > row)
-      throw std::invalid_argument("find: the chunks of a shard are not in the table");
-    const auto of = shards_.chunk_first_row.subspan(begin, count);
-    const auto after = std::upper_bound(of.begin(), of.end(), row);
-    place.chunk = after - of.begin() - 1;
-    place.row = row - *(after - 1);
-    place.page = shards_.chunk_first_page[begin + static_cast<std::size_t>(place.chunk)];
-  }
-  place.page += shards_.first_page[shard] + place.row / page_rows;
-  place.entry = place.row % page_rows;
-  return true;
+void Finder::find_chunk(std::size_t shard, std::int64_t row, Place& place) const {
+  const auto begin = static_cast<std::size_t>(shards_.chunks[shard]);
+  const auto count = static_cast<std::size_t>(shards_.chunk_pages[shard]);
+  const auto size = std::min(shards_.chunk_first_row.size(), shards_.chunk_first_page.size());
+  if (begin > size || count > size - begin || count == 0 || shards_.chunk_first_row[begin] > row)
+    throw std::invalid_argument("find: the chunks of a shard are not in the table");
+  const auto of = shards_.chunk_first_row.subspan(begin, count);
+  const auto after = std::upper_bound(of.begin(), of.end(), row);
+  place.chunk = after - of.begin() - 1;
+  place.row = row - *(after - 1);
+  place.page = shards_.chunk_first_page[begin + static_cast<std::size_t>(place.chunk)];
 }
 
 void Program::check() const {
@@ -195,20 +176,20 @@ void Program::check() const {
 std::int64_t resolve(const Arena& arena, const ShardTable& shards, std::span<const Program* const> programs,
                      const Window& window, Resolved& out) {
   const std::size_t width = window.lay.size() / 4;
-  const Finder finder(shards);
+  Finder finder(shards);
   bool is_known = true, is_here = true;
   Located located;
-  out.reads.reserve(window.ids.size() * std::min<std::size_t>(width, 4));
+  out.reads.reserve(window.ids.size() * std::min<std::size_t>(width, 4) + window.ids.size());
   std::size_t first = 0;
   for (std::size_t b = 0; b < window.batch_ends.size(); ++b) {
     const auto last = static_cast<std::size_t>(window.batch_ends[b]);
     if (last < first || last > window.ids.size())
       throw std::invalid_argument("resolve: batch ends must not decrease");
     located.resize(width, last - first);
-    is_known &= find(finder, shards, window.ids.subspan(first, last - first), programs.size(), located);
+    is_known &= find(finder, shards, arena, programs, window.ids.subspan(first, last - first), located);
     if (is_known) {
       const auto answer =
-          last == first ? kFound : locate(arena, programs, window, located, out, first, last - first);
+          last == first ? kFound : locate(programs, window, located, out, first, last - first);
       if (answer >= 0) return static_cast<std::int64_t>(first) + answer;
       is_here &= answer == kFound;
     }

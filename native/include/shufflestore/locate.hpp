@@ -13,10 +13,20 @@ namespace shufflestore {
 
 inline constexpr std::size_t kBlock = 64;  // records that are taken through each step together
 
+// An entry of a page that is in the arena.
+struct Entry {
+  const std::uint8_t* head;  // of its page; null where the page is not there
+  const std::uint8_t* at;    // null where the page or the entry lies outside what there is
+  std::int64_t number;       // in its page
+};
+
+// Says where an entry is, and fetches the lines that it stands in, without looking at them.
+Entry locate(const Arena& arena, const Table& geometry, std::int64_t page, std::int64_t entry) noexcept;
+
 // One batch, between its ids and its reads; reused from batch to batch. A row of `records` numbers a read.
 struct Located {
-  std::vector<std::int64_t> page, entry, layout;
-  std::vector<std::uint32_t> file;
+  std::vector<Entry> entry;
+  std::vector<std::uint32_t> file, layout;
   std::vector<std::uint64_t> offset, size, slot;  // size 0: none is read; slot 0: nothing is put
   std::vector<std::uint32_t> crc;
   std::size_t records = 0;
@@ -24,10 +34,10 @@ struct Located {
   void resize(std::size_t reads, std::size_t count) {
     records = count;
     const auto grow = [](auto& row, std::size_t size) { row.resize(std::max(row.size(), size)); };
-    for (auto* row : {&page, &entry, &layout}) grow(*row, count);
+    for (auto* row : {&file, &layout}) grow(*row, count);
     for (auto* row : {&offset, &size, &slot}) grow(*row, reads * count);
     grow(crc, reads * count);
-    grow(file, count);
+    grow(entry, count);
   }
 };
 
@@ -36,17 +46,16 @@ struct Located {
 class Locator {
  public:
   // Record i of the batch is record `first` + i of the window.
-  Locator(const Arena& arena, const Program& program, const Window& window, Located& located, Resolved& out,
-          std::size_t first);
+  Locator(const Program& program, const Window& window, Located& located, Resolved& out, std::size_t first);
 
   // Does the records `rows` of the batch, [0, count) if that is null. Returns kFound, kPageMissing, or which
   // record of the batch contradicts itself.
   std::int64_t run(const std::uint32_t* rows, std::size_t count);
 
  private:
-  struct Entry {
+  struct Record {
     const std::uint8_t* head;  // of its page
-    const std::uint8_t* at;
+    const std::uint8_t* at;    // its entry
     const std::uint8_t* next;
     std::uint64_t row;  // in its chunk
   };
@@ -66,9 +75,8 @@ class Locator {
   template <class T, class Value>
   void put(T* to, Value value) const;
 
-  void prefetch(std::size_t record) const;
   std::int64_t block(std::size_t begin, std::size_t count);
-  bool open(std::int64_t slot, std::int64_t entry, Entry& out) const;
+  bool open(const Entry& entry, Record& out) const;
   const std::uint8_t* nulls(const std::int64_t* named);
   void level(std::size_t number);
   void read(std::size_t number);
@@ -76,7 +84,6 @@ class Locator {
   void bit(std::size_t number);
   void copy(const std::int64_t* table);
 
-  const Arena& arena_;
   const Program& program_;
   const Window& window_;
   Located& located_;
@@ -87,7 +94,7 @@ class Locator {
   std::size_t begin_ = 0;  // of the block
   std::size_t count_ = 0;  // of the block, up to the first bad one
   std::size_t bad_ = 0;
-  std::array<Entry, kBlock> entries_{};
+  std::array<Record, kBlock> entries_{};
   std::array<std::uint8_t, kBlock> nulls_{};
   std::vector<Range> ranges_;  // levels x kBlock
 };

@@ -2,6 +2,7 @@
 // tables are specified in shufflestore/format/resolve.py; the binding has checked their shapes.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -34,18 +35,89 @@ struct Place {
   std::int64_t page, entry;        // page is counted through all shards
 };
 
-// Where a record is; false if its shard is not known yet, and then only that is filled in.
+// Division by the same number again and again, as shards of a data set are cut alike.
+class Divider {
+ public:
+  struct Parts {
+    std::int64_t quotient, rest;
+  };
+  // `value` >= 0, `by` > 0.
+  Parts divide(std::int64_t value, std::int64_t by) noexcept {
+    if (by != by_) {
+      by_ = by;
+      inverse_ = 1.0 / static_cast<double>(by);
+    }
+    constexpr std::int64_t kExact = std::int64_t{1} << 52;  // so far a double is off by one at most
+    if (value >= kExact) return {value / by, value % by};
+    auto quotient = static_cast<std::int64_t>(static_cast<double>(value) * inverse_);
+    auto rest = value - quotient * by;
+    if (rest < 0) {
+      --quotient;
+      rest += by;
+    } else if (rest >= by) {
+      ++quotient;
+      rest -= by;
+    }
+    return {quotient, rest};
+  }
+
+ private:
+  std::int64_t by_ = 0;
+  double inverse_ = 0;
+};
+
+// Where records are. Not for several threads at once.
 class Finder {
  public:
   explicit Finder(const ShardTable& shards);
-  // Throws std::out_of_range, naming an id that no shard has.
-  bool find(std::int64_t id, Place& place) const;
+
+  // False if the record's shard is not known yet, and then only that is filled in. Throws std::out_of_range,
+  // naming an id that no shard has.
+  bool find(std::int64_t id, Place& place) {
+    if (id < 0 || id >= total_) refuse(id);
+    const auto shard = shard_of(id);
+    place.shard = static_cast<std::int64_t>(shard);
+    const auto page_rows = shards_.page_rows[shard];
+    if (page_rows <= 0) return false;
+    const auto row = id - shards_.first_id[shard];
+    if (const auto per = shards_.chunk_rows[shard]; per > 0) {
+      const auto [chunk, rest] = by_chunk_.divide(row, per);
+      place.chunk = chunk;
+      place.row = rest;
+      place.page = chunk * shards_.chunk_pages[shard];
+    } else {
+      find_chunk(shard, row, place);
+    }
+    const auto [page, entry] = by_page_.divide(place.row, page_rows);
+    place.page += shards_.first_page[shard] + page;
+    place.entry = entry;
+    return true;
+  }
 
  private:
-  std::size_t shard_of(std::int64_t id) const;
+  // Shards are mostly of one size: guess, and search where the guess is wrong.
+  std::size_t shard_of(std::int64_t id) const {
+    auto guess = std::min(static_cast<std::size_t>(static_cast<double>(id) * per_id_), last_);
+    for (int step = 0; step < 4; ++step) {
+      if (id < shards_.first_id[guess]) {
+        --guess;  // first_id[0] is 0
+      } else if (id >= shards_.first_id[guess + 1]) {
+        ++guess;  // id is below the last one
+      } else {
+        return guess;
+      }
+    }
+    return search(id);
+  }
+  [[noreturn]] void refuse(std::int64_t id) const;
+  std::size_t search(std::int64_t id) const;
+  void find_chunk(std::size_t shard, std::int64_t row, Place& place) const;
 
   const ShardTable& shards_;
-  double per_id_ = 0;  // shards an id
+  const std::int64_t total_;
+  const std::size_t last_;      // shard
+  const double per_id_;         // shards an id
+  Divider by_chunk_, by_page_;  // rows
 };
 
 struct Arena {
