@@ -57,6 +57,13 @@ class Pending:
         Start no further read of this batch; it then ends as failed, kind "closed".
         """
 
+class Flow:
+    """Bounds the outputs of batches that are taken one after another."""
+
+    @property
+    def used(self) -> int:
+        """Bytes of outputs that have started and were not taken."""
+
 class Reader:
     """Gathers ranges of files with one engine and its own threads."""
 
@@ -65,9 +72,14 @@ class Reader:
     def add(self, path: str, size: int) -> int:
         """Register a file and return its number. Opens nothing."""
 
-    def submit(self, reads: Annotated[NDArray[numpy.uint64], dict(shape=(None, 5), order='C', device='cpu', writable=False)], ends: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], output_sizes: Annotated[NDArray[numpy.uint64], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> list[Pending]:
+    def submit(self, reads: Annotated[NDArray[numpy.uint64], dict(shape=(None, 5), order='C', device='cpu', writable=False)], ends: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], output_sizes: Annotated[NDArray[numpy.uint64], dict(shape=(None, None), order='C', device='cpu', writable=False)], flow: Flow | None = None) -> list[Pending]:
         """
         Queue batches of reads, each five words as storage.base.READ has them; return one Pending each.
+        """
+
+    def flow(self, limit: int) -> Flow:
+        """
+        Return what bounds the outputs, started and not taken, of batches submitted with it.
         """
 
     def close(self) -> None:

@@ -76,8 +76,11 @@ class MemoryStore:
             self.names.append(name)
         return number
 
+    def flow(self, budget_bytes: int | None) -> None:
+        pass
+
     def submit(
-        self, reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64]
+        self, reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64], flow: None = None
     ) -> Sequence[MemoryPending]:
         first, made = 0, []
         for end, sizes in zip(ends.tolist(), output_sizes.tolist(), strict=True):

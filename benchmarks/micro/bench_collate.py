@@ -30,7 +30,7 @@ def gathered(window: Window) -> Gathered:
 
 
 def _decode(window: Window, gathered: Gathered) -> dict[str, Column]:
-    return {name: decode(gathered, None, BATCH) for _, name, decode in window.projection.plan if decode is not None}
+    return {name: decode(gathered, BATCH) for _, name, decode in window.projection.plan if decode is not None}
 
 
 def test_decode(benchmark: Any, window: Window, gathered: Gathered, per_record: Any) -> None:

@@ -33,14 +33,14 @@ struct DroppedReader final : Reader {
 };
 
 std::vector<Reader::Batch> submit(DroppedReader& reader, Rows reads, Words ends,
-                                  Matrix<std::uint64_t> output_sizes) {
+                                  Matrix<std::uint64_t> output_sizes, const std::shared_ptr<Flow>& flow) {
   if (output_sizes.shape(0) != ends.shape(0)) {
     throw std::invalid_argument("output_sizes has " + std::to_string(output_sizes.shape(0)) +
                                 " rows, but there are " + std::to_string(ends.shape(0)) + " batches");
   }
   const std::span rows(reinterpret_cast<const Read*>(reads.data()), reads.shape(0));
   const GilReleased nogil;
-  auto batches = reader.submit(rows, view(ends), view(output_sizes), output_sizes.shape(1));
+  auto batches = reader.submit(rows, view(ends), view(output_sizes), output_sizes.shape(1), flow);
   // What Python has dropped nobody can take any more: it need not be read.
   for (Reader::Batch& batch : batches) {
     Pending* const pending = batch.get();
@@ -118,6 +118,14 @@ void bind_pending(nb::module_& m) {
 
 void bind_reader(nb::module_& m) {
   bind_pending(m);
+  nb::class_<Flow>(m, "Flow", "Bounds the outputs of batches that are taken one after another.")
+      .def_prop_ro(
+          "used",
+          [](const Flow& self) {
+            const std::shared_ptr<Pool> pool = self.pool.lock();
+            return pool == nullptr ? 0 : pool->used(self);
+          },
+          "Bytes of outputs that have started and were not taken.");
   nb::class_<DroppedReader>(m, "Reader", "Gathers ranges of files with one engine and its own threads.")
       .def(nb::init<std::string_view, std::size_t, std::size_t>(), "engine"_a, "threads"_a,
            "max_open_files"_a = 0)
@@ -128,7 +136,11 @@ void bind_reader(nb::module_& m) {
           },
           "path"_a, "size"_a, "Register a file and return its number. Opens nothing.")
       .def("submit", &submit, "reads"_a.noconvert(), "ends"_a.noconvert(), "output_sizes"_a.noconvert(),
+           "flow"_a = nb::none(),
            "Queue batches of reads, each five words as storage.base.READ has them; return one Pending each.")
+      .def(
+          "flow", [](const DroppedReader& self, std::uint64_t limit) { return self.flow(limit); }, "limit"_a,
+          "Return what bounds the outputs, started and not taken, of batches submitted with it.")
       .def(
           "close", [](DroppedReader& self) { self.close(); }, nb::call_guard<GilReleased>(),
           "End all reads and threads, close all files. Idempotent.")

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "shufflestore/fork.hpp"
+#include "shufflestore/pool.hpp"
 
 namespace shufflestore {
 
@@ -26,12 +27,13 @@ std::string_view name(FailureKind kind) noexcept {
 }
 
 Pending::Pending(Reads reads, std::size_t first, std::size_t last,
-                 std::span<const std::uint64_t> output_sizes, std::size_t grain)
+                 std::span<const std::uint64_t> output_sizes, std::size_t grain, std::shared_ptr<Flow> flow)
     : owner_(std::move(reads)),
       reads_(std::span(*owner_).subspan(first, last - first)),
       output_sizes_(output_sizes.begin(), output_sizes.end()),
       grain_(std::max<std::size_t>(grain, 1)),
       generation_(process_generation()),
+      flow_(std::move(flow)),
       unfinished_(last - first),
       outputs_(output_sizes.size()) {}
 
@@ -59,7 +61,14 @@ std::optional<Failure> Pending::failure() const {
 std::vector<Buffer> Pending::take() {
   if (failure().has_value()) throw std::invalid_argument("the batch failed: it has no outputs");
   if (is_taken_.exchange(true)) throw std::invalid_argument("the outputs were taken before");
-  return std::move(outputs_);
+  std::vector<Buffer> outputs = std::move(outputs_);
+  leave_flow();
+  return outputs;
+}
+
+void Pending::leave_flow() noexcept {
+  if (!counts_.exchange(false)) return;
+  if (const std::shared_ptr<Pool> pool = flow_->pool.lock()) pool->give_room(*flow_, output_bytes());
 }
 
 void Pending::cancel() noexcept {
@@ -132,6 +141,7 @@ void Pending::complete() noexcept {
     is_done_.store(true, std::memory_order_release);
   }
   done_.notify_all();
+  if (has_failed()) leave_flow();
 }
 
 std::uint64_t Pending::output_bytes() const noexcept {

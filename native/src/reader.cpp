@@ -111,8 +111,10 @@ std::size_t Reader::grain(std::span<const Read> reads) const noexcept {
 
 std::vector<Reader::Batch> Reader::submit(std::span<const Read> reads, std::span<const std::uint64_t> ends,
                                           std::span<const std::uint64_t> output_sizes,
-                                          std::size_t outputs_per_batch) {
+                                          std::size_t outputs_per_batch, const std::shared_ptr<Flow>& flow) {
   const std::shared_ptr<ReaderState> state = this->state();
+  if (flow != nullptr && flow->pool.lock().get() != &state->pool)
+    throw std::invalid_argument("the flow is another reader's, or a parent's");
   // Checked where nobody else can change them any more.
   const auto owned = std::make_shared<const std::vector<Read>>(reads.begin(), reads.end());
   validate({.reads = *owned,
@@ -128,7 +130,7 @@ std::vector<Reader::Batch> Reader::submit(std::span<const Read> reads, std::span
     const std::size_t end = ends[i];
     const auto sizes = output_sizes.subspan(i * outputs_per_batch, outputs_per_batch);
     const std::size_t claim = grain(std::span(*owned).subspan(begin, end - begin));
-    batches.push_back(make_forgettable<Pending>(owned, begin, end, sizes, claim));
+    batches.push_back(make_forgettable<Pending>(owned, begin, end, sizes, claim, flow));
     begin = end;
   }
   if (!state->pool.push(batches)) throw std::invalid_argument("the reader is closed");
@@ -136,6 +138,11 @@ std::vector<Reader::Batch> Reader::submit(std::span<const Read> reads, std::span
     if (batch->read_count() == 0) batch->finish_empty();
   }
   return batches;
+}
+
+std::shared_ptr<Flow> Reader::flow(std::uint64_t limit) const {
+  const std::shared_ptr<ReaderState> state = this->state();
+  return make_forgettable<Flow>(std::shared_ptr<Pool>(state, &state->pool), limit);
 }
 
 void Reader::close() noexcept {

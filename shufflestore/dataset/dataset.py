@@ -15,7 +15,7 @@ from shufflestore.collate.layouts import Layout, Nulls
 from shufflestore.collate.tables import assembler, records_of, to_table
 from shufflestore.dataset.reading import Projection, Reading
 from shufflestore.dataset.selection import Selection
-from shufflestore.dataset.stream import PREFETCH_BYTES, Stream, planned
+from shufflestore.dataset.stream import Stream, planned
 from shufflestore.errors import OptionError, SchemaError, ShuffleStoreError
 from shufflestore.format.decode import Column
 from shufflestore.format.manifest import Manifest
@@ -37,7 +37,8 @@ class BatchOptions:
     return_ids: bool = False
     """Whether each batch has a "record_id"; audits need it, training does not."""
     drop_last: bool = False
-    prefetch_bytes: int = PREFETCH_BYTES
+    prefetch_bytes: int | None = None
+    """Look-ahead; None for what suits the store: 8 MiB of files in memory, 64 MiB where reads wait for a disk."""
 
 
 @dataclass(frozen=True, eq=False)

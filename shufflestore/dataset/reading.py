@@ -18,7 +18,7 @@ from shufflestore.format.decode import Column, Decode, Gathered, decoder_for
 from shufflestore.format.rebuild import Part, delivered_type, dictionary_fields, integer_array, rebuild_column
 from shufflestore.format.resolve import Wanted, wanted_for
 from shufflestore.format.schema import Tree
-from shufflestore.storage.base import READ, WIDEN, Pending, ReadFailure
+from shufflestore.storage.base import READ, WIDEN, Flow, Pending, ReadFailure
 from shufflestore.storage.process import briefly
 
 __all__ = ["Projection", "Reading", "Ready"]
@@ -69,8 +69,6 @@ class Ready:
     gathered: Gathered
     """Without its outputs until it is delivered."""
     pending: Pending
-    byte_count: int
-    """Bytes of its outputs."""
 
 
 class Reading:
@@ -85,23 +83,25 @@ class Reading:
         self._whole_bytes = 0
         self._dictionaries: dict[tuple[int, int], list[tuple[int, int, bool, Part, bytes]]] = {}
 
-    def submit(self, ids: NDArray[np.int64], ends: NDArray[np.int64], projection: Projection) -> list[Ready]:
+    def submit(
+        self, ids: NDArray[np.int64], ends: NDArray[np.int64], projection: Projection, flow: Flow = None
+    ) -> list[Ready]:
         """Start reading several batches and return at once.
 
         Args:
             ids: (n,) record numbers within the split, each in [0, len).
             ends: (b,) batch i has ids [ends[i - 1], ends[i]).
             projection: What to deliver.
+            flow: See `storage.base.Store.flow`; None for batches that start at once.
 
         Returns:
-            One Ready a batch, to be given to `deliver` in any order.
+            One Ready a batch, to be given to `deliver`: in any order where there is no flow.
         """
         window = self.indexes.resolve(ids, ends, projection.wanted, self.verify)
-        pendings = self.store.submit(window.reads.view(READ).reshape(-1), window.ends, window.output_sizes)
+        pendings = self.store.submit(window.reads.view(READ).reshape(-1), window.ends, window.output_sizes, flow)
         made, first = [], 0
-        sizes = window.output_sizes.sum(axis=1).tolist()
-        for i, (last, pending, size) in enumerate(zip(ends.tolist(), pendings, sizes, strict=True)):
-            made.append(Ready(ids[first:last], projection, Gathered(window, i, first, last, []), pending, size))
+        for i, (last, pending) in enumerate(zip(ends.tolist(), pendings, strict=True)):
+            made.append(Ready(ids[first:last], projection, Gathered(window, i, first, last, []), pending))
             first = last
         return made
 
@@ -119,7 +119,7 @@ class Reading:
                 made[name] = self._mixed(column, ready, whole)
             else:
                 assert decode is not None, "a column without a decoder is read whole"
-                made[name] = decode(gathered, None, count)
+                made[name] = decode(gathered, count)
         return made
 
     def _take(self, ready: Ready) -> list[NDArray[np.uint8]]:
@@ -186,7 +186,7 @@ class Reading:
             rest = np.flatnonzero(~whole)
             (decode,) = [d for number, _, d in ready.projection.plan if number == column]
             assert decode is not None, "some shards do not hold it whole"
-            spans = decode(ready.gathered, None, len(whole)).to_arrow()
+            spans = decode(ready.gathered, len(whole)).to_arrow()
             pieces.append(spans.take(integer_array(rest)))
             order.append(rest)
         joined = (

@@ -16,15 +16,13 @@ from shufflestore.format.decode import Column
 from shufflestore.orders.epoch import Order
 from shufflestore.orders.partition import Partition
 
-__all__ = ["PREFETCH_BYTES", "Plan", "Stream", "planned"]
+__all__ = ["Plan", "Stream", "planned"]
 
 T = TypeVar("T")
-PREFETCH_BYTES: Final = 64 << 20
-"""Look-ahead: some tens of milliseconds of work for the core, small beside any training job's memory."""
 WINDOW_IDS: Final = 4096
-"""Ids resolved at once: enough to spread the cost of some thirty numpy calls."""
-_WINDOWS_A_BATCH: Final = 2
-"""Windows submitted for each batch delivered, until the budget is used: the look-ahead grows without a stall."""
+"""Ids resolved at once: enough to spread the cost of a window over its batches."""
+WINDOW_READS: Final = 65_536
+"""Reads resolved at once: 2.5 MB of descriptors."""
 
 _NOTHING: Final[deque[Ready]] = deque()
 
@@ -62,7 +60,9 @@ def planned(
 class Stream(Generic[T], Iterator[T]):
     """An iterator over batches that keeps the store busy with those to come.
 
-    The first window is one batch, so that the first batch comes at once; windows then double.
+    Windows of batches are resolved here and queued; how many of them the store reads ahead, a budget of
+    bytes decides there. The first window is one batch, so that the first batch comes at once; they then
+    double.
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class Stream(Generic[T], Iterator[T]):
         projection: Projection,
         plan: Plan,
         finish: Callable[[NDArray[np.int64], dict[str, Column]], T],
-        prefetch_bytes: int,
+        prefetch_bytes: int | None,
     ) -> None:
         self._reading = reading
         self._projection = projection
         self._plan = plan
         self._finish = finish
-        self._budget = prefetch_bytes
+        self._prefetch_bytes = prefetch_bytes
+        self.flow = reading.store.flow(prefetch_bytes)
+        """What bounds the bytes read ahead."""
         self._ahead: deque[Ready] = deque()
-        self.ahead_bytes = 0
-        """Bytes of batches that were submitted and not delivered."""
         self._window = 1
         self._has_begun = False
         """Whether the first batch, which nothing may delay, is on its way."""
@@ -97,22 +97,19 @@ class Stream(Generic[T], Iterator[T]):
             raise
         except BaseException:  # also Ctrl-C anywhere in between: to go on would skip what was lost
             # No call, which a second Ctrl-C could keep from being made.
-            self._ahead, self.ahead_bytes, self._ended = _NOTHING, 0, True
+            self._ahead, self._ended = _NOTHING, True
             raise
 
     def _deliver(self) -> T:
         if self._process != os.getpid():
             self._read_again()
-        if not self._ahead:
-            self._look_ahead()  # the first batch is wanted before anything is done for those behind it
-        elif self.ahead_bytes < self._budget and not self._ended:
-            for _ in range(_WINDOWS_A_BATCH):
-                self._look_ahead()
-        if not self._ahead:
+        ahead = self._ahead
+        if len(ahead) < self._window and not self._ended and (self._has_begun or not ahead):
+            self._look_ahead()
+        if not ahead:
             raise StopIteration
-        ready = self._ahead.popleft()
-        self.ahead_bytes -= ready.byte_count
-        if not self._ahead and self._has_begun:
+        ready = ahead.popleft()
+        if not ahead and self._has_begun and not self._ended:
             self._look_ahead()  # work for the core while this batch is waited for and put together
         self._has_begun = True
         try:
@@ -122,28 +119,26 @@ class Stream(Generic[T], Iterator[T]):
 
     def _read_again(self) -> None:
         """Submit again, in a forked child, what the parent's threads read there."""
+        self.flow = self._reading.store.flow(self._prefetch_bytes)
         again: deque[Ready] = deque()
         for ready in self._ahead:
-            again.extend(self._reading.submit(ready.ids, np.array([len(ready.ids)], np.int64), self._projection))
+            ends = np.array([len(ready.ids)], np.int64)
+            again.extend(self._reading.submit(ready.ids, ends, self._projection, self.flow))
         self._ahead, self._process = again, os.getpid()
 
     def _look_ahead(self) -> None:
-        """Submit one window, unless the budget is used or nothing is left; at least one batch, however large."""
-        if self._ended or (self._ahead and self.ahead_bytes >= self._budget):
-            return
+        """Submit one window, unless nothing is left."""
         planned = self._plan(self._window)
         if planned is None:
             self._ended = True
             return
         ids, ends = planned
-        batches = self._reading.submit(ids, ends, self._projection)
+        batches = self._reading.submit(ids, ends, self._projection, self.flow)
         self._ahead.extend(batches)
-        size = sum(ready.byte_count for ready in batches)
-        self.ahead_bytes += size
-        # Twice as much next time, while that stays a small part of the budget.
-        if len(ids) * 2 <= WINDOW_IDS and size * 8 <= self._budget:
+        reads = len(batches[0].gathered.window.reads)
+        if 2 * len(ids) <= WINDOW_IDS and 2 * reads <= WINDOW_READS:
             self._window *= 2
-        elif size * 2 > self._budget and self._window > 1:
+        elif reads > WINDOW_READS and self._window > 1:
             self._window //= 2
 
     def close(self) -> None:
@@ -151,4 +146,3 @@ class Stream(Generic[T], Iterator[T]):
         self._ended = True
         while self._ahead:
             self._ahead.popleft().pending.cancel()
-        self.ahead_bytes = 0

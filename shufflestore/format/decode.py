@@ -109,12 +109,11 @@ def numpy_type(type_: pa.DataType) -> np.dtype[Any] | None:
     return None
 
 
-PerRecord = NDArray[np.int64] | None
-"""(records,) entries of each record; None at row depth, where each record has one."""
-Decode = Callable[[Gathered, PerRecord, int], Column]
-"""decode(batch, None, records) -> a column; inner ones get each record's entries, and entries in all."""
-_Valid = Callable[[Gathered, PerRecord, int], "NDArray[np.bool_] | None"]
-_Values = Callable[[Gathered, PerRecord, int], NDArray[Any]]
+Decode = Callable[[Gathered, int], Column]
+"""decode(batch, records) -> a column; of what lies inside one, entries in all instead of records."""
+_Valid = Callable[[Gathered, int], "NDArray[np.bool_] | None"]
+_Bits = Callable[[Gathered, int], "NDArray[np.bool_]"]
+_Values = Callable[[Gathered, int], NDArray[Any]]
 
 
 def decoder_for(wanted: Wanted, column: int, wide: dict[int, str]) -> Decode:
@@ -126,161 +125,159 @@ def decoder_for(wanted: Wanted, column: int, wide: dict[int, str]) -> Decode:
         wide: Buffers that the core widened: buffer -> numpy code of what it made.
 
     Returns:
-        decode(batch, None, records). Raises CorruptData where inner offsets disagree with the row
-        index: where the CRC of the offsets was right, the writer was wrong.
+        decode(batch, records). Raises CorruptData where inner offsets disagree with the row index:
+        where the CRC of the offsets was right, the writer was wrong.
     """
-    return _Compiler(wanted, wide).node(wanted.tree.top(column), True)
+    return _Compiler(wanted, wide).node(wanted.tree.top(column), None)
+
+
+@dataclass(frozen=True)
+class _Depth:
+    """How many entries each record has below row depth: elements of a level, times what fixed sizes multiply."""
+
+    level: int
+    """Place among the levels; -1 for one each."""
+    factor: int
+
+    def per_record(self, batch: Gathered) -> NDArray[np.int64]:
+        """Return (records,) entries."""
+        if self.level < 0:
+            return np.full(batch.last - batch.first, self.factor)
+        counts = batch.window.counts[self.level, batch.first : batch.last]
+        return counts if self.factor == 1 else counts * self.factor
 
 
 class _Compiler:
-    """Walks a column's tree once. `is_row` says whether a node stands at row depth: one entry a record."""
+    """Walks a column's tree once. A node's depth is None at row depth: one entry a record."""
 
     def __init__(self, wanted: Wanted, wide: dict[int, str]) -> None:
         self.wanted = wanted
         self.wide = wide
 
-    def node(self, node: Node, is_row: bool) -> Decode:
-        type_, valid = node.type, self.validity(node, is_row)
+    def node(self, node: Node, depth: _Depth | None) -> Decode:
+        type_, valid = node.type, self.validity(node, depth)
         if node.opens != ROW:
-            return self.variable(node, is_row, valid)
+            return self.variable(node, depth, valid)
         if pt.is_fixed_size_list(type_):
-            return self.fixed_list(node, is_row, valid)
+            return self.fixed_list(node, depth, valid)
         if pt.is_struct(type_):
-            inner = [self.node(self.wanted.tree.nodes[i], is_row) for i in node.children]
+            inner = [self.node(self.wanted.tree.nodes[i], depth) for i in node.children]
 
-            def struct(batch: Gathered, per_record: PerRecord, total: int) -> Column:
-                made = tuple(decode(batch, per_record, total) for decode in inner)
-                return Column(type_, total, valid(batch, per_record, total), None, None, made)
+            def struct(batch: Gathered, total: int) -> Column:
+                made = tuple(decode(batch, total) for decode in inner)
+                return Column(type_, total, valid(batch, total), None, None, made)
 
             return struct
         if pt.is_null(type_):
-            return lambda _batch, _per_record, total: Column(type_, total)
-        values = self.values(node, is_row)
-
-        def fixed(batch: Gathered, per_record: PerRecord, total: int) -> Column:
-            return Column(type_, total, valid(batch, per_record, total), None, values(batch, per_record, total))
-
-        return fixed
+            return lambda _batch, total: Column(type_, total)
+        values = self.values(node, depth)
+        return lambda batch, total: Column(type_, total, valid(batch, total), None, values(batch, total))
 
     # -- lists and strings -------------------------------------------------------------------------
 
-    def variable(self, node: Node, is_row: bool, valid: _Valid) -> Decode:
-        type_, level = node.type, self.wanted.level_of[node.opens]
-        stored = None if is_row else self.region(node.data)
-        width = self.wanted.tree.buffers[node.data].width
-
-        def ends(batch: Gathered, per_record: PerRecord, total: int) -> NDArray[np.int64]:
-            if stored is None or per_record is None:
-                # A window's offsets have one entry more for each batch.
-                return batch.window.offsets[level, batch.first + batch.batch : batch.last + batch.batch + 1]
-            inner = batch.window.counts[level, batch.first : batch.last]
-            return _rebased(node.name, stored(batch).view(f"<i{width}"), inner, per_record, total)
-
+    def variable(self, node: Node, depth: _Depth | None, valid: _Valid) -> Decode:
+        type_, ends = node.type, self.ends(node, depth)
         if not node.children:
-            data = self.region(node.data + 1)
+            data = self.region(node.data + 1, np.dtype(np.uint8))
+            return lambda batch, total: Column(
+                type_, total, valid(batch, total), ends(batch, total), data(batch, total)
+            )
+        child = self.node(self.wanted.tree.nodes[node.children[0]], _Depth(self.wanted.level_of[node.opens], 1))
 
-            def text(batch: Gathered, per_record: PerRecord, total: int) -> Column:
-                offsets = ends(batch, per_record, total)
-                return Column(type_, total, valid(batch, per_record, total), offsets, data(batch))
-
-            return text
-        child = self.node(self.wanted.tree.nodes[node.children[0]], False)
-
-        def list_(batch: Gathered, per_record: PerRecord, total: int) -> Column:
-            offsets = ends(batch, per_record, total)
-            counts = batch.window.counts[level, batch.first : batch.last]
-            elements = child(batch, counts, int(offsets[-1]))
-            return Column(type_, total, valid(batch, per_record, total), offsets, None, (elements,))
+        def list_(batch: Gathered, total: int) -> Column:
+            offsets = ends(batch, total)
+            elements = child(batch, offsets.item(-1))
+            return Column(type_, total, valid(batch, total), offsets, None, (elements,))
 
         return list_
 
-    def fixed_list(self, node: Node, is_row: bool, valid: _Valid) -> Decode:
+    def ends(self, node: Node, depth: _Depth | None) -> _Values:
+        """Offsets from 0."""
+        level = self.wanted.level_of[node.opens]
+        if depth is None:
+
+            def of_records(batch: Gathered, _total: int) -> NDArray[np.int64]:
+                # A window's offsets have one entry more for each batch.
+                return batch.window.offset_rows[level][batch.first + batch.batch : batch.last + batch.batch + 1]
+
+            return of_records
+        stored = self.region(node.data, np.dtype(f"<i{self.wanted.tree.buffers[node.data].width}"))
+
+        def of_entries(batch: Gathered, total: int) -> NDArray[np.int64]:
+            inner = batch.window.counts[level, batch.first : batch.last]
+            return _rebased(node.name, stored(batch, total), inner, depth.per_record(batch), total)
+
+        return of_entries
+
+    def fixed_list(self, node: Node, depth: _Depth | None, valid: _Valid) -> Decode:
         type_, size = node.type, node.type.list_size
         # One entry a record is as good as the record itself: such a list of one stands at row depth.
-        child = self.node(self.wanted.tree.nodes[node.children[0]], is_row and size == 1)
-
-        def fixed_list(batch: Gathered, per_record: PerRecord, total: int) -> Column:
-            if per_record is not None:
-                entries: PerRecord = per_record * size
-            else:
-                entries = None if size == 1 else np.full(total, size)
-            elements = child(batch, entries, total * size)
-            return Column(type_, total, valid(batch, per_record, total), None, None, (elements,))
-
-        return fixed_list
+        outer = depth or _Depth(-1, 1)
+        inner = None if depth is None and size == 1 else _Depth(outer.level, outer.factor * size)
+        child = self.node(self.wanted.tree.nodes[node.children[0]], inner)
+        return lambda batch, total: Column(type_, total, valid(batch, total), None, None, (child(batch, total * size),))
 
     # -- bits --------------------------------------------------------------------------------------
 
-    def validity(self, node: Node, is_row: bool) -> _Valid:
+    def validity(self, node: Node, depth: _Depth | None) -> _Valid:
         if node.validity < 0:
-            return lambda _batch, _per_record, _total: None
-        bits, wanted = self.bits(node.validity, is_row), self.wanted
+            return lambda _batch, _total: None
+        bits, wanted = self.bits(node.validity, depth), self.wanted
+        is_row = depth is None
         place = wanted.bit_of[node.validity] if is_row else wanted.bit_range_of[node.validity]
 
-        def valid(batch: Gathered, per_record: PerRecord, total: int) -> NDArray[np.bool_] | None:
+        def valid(batch: Gathered, total: int) -> NDArray[np.bool_] | None:
             window = batch.window
             if (window.all_set if is_row else window.all_valid)[place]:
                 return None
-            found = bits(batch, per_record, total)
+            found = bits(batch, total)
             return None if found.all() else found
 
         return valid
 
-    def bits(self, buffer: int, is_row: bool) -> Callable[[Gathered, PerRecord, int], NDArray[np.bool_]]:
+    def bits(self, buffer: int, depth: _Depth | None) -> _Bits:
         wanted = self.wanted
-        if is_row:
+        if depth is None:
             bit = wanted.bit_of[buffer]
+            return lambda batch, _total: batch.window.bits[bit, batch.first : batch.last].view(np.bool_)
+        place, region = wanted.bit_range_of[buffer], self.region(buffer, np.dtype(np.uint8))
 
-            def of_records(batch: Gathered, _per_record: PerRecord, _total: int) -> NDArray[np.bool_]:
-                return batch.window.bits[bit, batch.first : batch.last].view(np.bool_)
-
-            return of_records
-        place, region = wanted.bit_range_of[buffer], self.region(buffer)
-
-        def of_entries(batch: Gathered, per_record: PerRecord, total: int) -> NDArray[np.bool_]:
-            assert per_record is not None, "not at row depth"
-            return _unpacked(region(batch), batch.window.shift[place, batch.first : batch.last], per_record, total)
+        def of_entries(batch: Gathered, total: int) -> NDArray[np.bool_]:
+            shift = batch.window.shift[place, batch.first : batch.last]
+            return _unpacked(region(batch, total), shift, depth.per_record(batch), total)
 
         return of_entries
 
     # -- numbers -----------------------------------------------------------------------------------
 
-    def region(self, buffer: int) -> Callable[[Gathered], NDArray[np.uint8]]:
-        """All bytes of a buffer, record after record."""
+    def region(self, buffer: int, kind: np.dtype[Any]) -> _Values:
+        """A buffer, record after record."""
         place = self.wanted.read_of[buffer]
         output = self.wanted.output_of[place]
-        if self.wanted.output_of.count(output) == 1:
-            return lambda batch: batch.outputs[output]
 
-        def part(batch: Gathered) -> NDArray[np.uint8]:
+        def region(batch: Gathered, _total: int) -> NDArray[Any]:
             start, size = batch.window.places[batch.batch][place]
-            return batch.outputs[output][start : start + size]
+            return batch.outputs[output][start : start + size].view(kind)
 
-        return part
+        return region
 
-    def values(self, node: Node, is_row: bool) -> _Values:
+    def values(self, node: Node, depth: _Depth | None) -> _Values:
         wanted, number = self.wanted, node.data
         buffer = wanted.tree.buffers[number]
         if buffer.role == Role.BITS:
-            return self.bits(number, is_row)
+            return self.bits(number, depth)
         kind, width = numpy_type(node.type), buffer.width
         if number in wanted.copied:
             at, _ = wanted.copied[number]
-            above = [
-                wanted.bit_of[n.validity] for n in wanted.tree.ancestors(node.number) if n.validity in wanted.bit_of
-            ]
-
-            def copied(batch: Gathered, _per_record: PerRecord, _total: int) -> NDArray[Any]:
-                return batch.window.copied(at, width, kind, above)[batch.first : batch.last]
-
-            return copied
-        region = self.region(number)
+            around = wanted.tree.ancestors(node.number)
+            above = [wanted.bit_of[n.validity] for n in around if n.validity in wanted.bit_of]
+            return lambda batch, _total: batch.window.copied(at, width, kind, above)[batch.first : batch.last]
         if number in self.wide:
-            wide = np.dtype(self.wide[number])
-            return lambda batch, _per_record, _total: region(batch).view(wide)
-        if kind is None:
-            return lambda batch, _per_record, total: region(batch).reshape(total, width)
-        return lambda batch, _per_record, _total: region(batch).view(kind)
+            return self.region(number, np.dtype(self.wide[number]))
+        if kind is not None:
+            return self.region(number, kind)
+        plain = self.region(number, np.dtype(np.uint8))
+        return lambda batch, total: plain(batch, total).reshape(total, width)
 
 
 def _unpacked(

@@ -127,6 +127,11 @@ class Resolved:
         return made
 
     @lazy
+    def offset_rows(self) -> list[NDArray[np.int64]]:
+        """`offsets` level by level."""
+        return list(self.offsets)
+
+    @lazy
     def all_valid(self) -> list[bool]:
         """For each bit range, whether no record has it: a validity buffer that the shards lack."""
         return [bool(row.all()) for row in self.shift == ALL_VALID]

@@ -16,7 +16,7 @@ from shufflestore.collate.tables import Assemble, assembler, records_of
 from shufflestore.collate.tensors import WIDENED, tensor
 from shufflestore.dataset.dataset import Dataset
 from shufflestore.dataset.opening import open as open_dataset
-from shufflestore.dataset.stream import PREFETCH_BYTES, Stream, planned
+from shufflestore.dataset.stream import Stream, planned
 from shufflestore.distributed import resolve
 from shufflestore.errors import OptionError, StateError
 from shufflestore.loader.epoch import EpochIterator, Progress, Read
@@ -63,7 +63,7 @@ class DataLoader:
         transform_threads: int = 1,
         collate_fn: Callable[[list[dict[str, Any]]], Any] | None = None,
         drop_last: bool = False,
-        prefetch_bytes: int = PREFETCH_BYTES,
+        prefetch_bytes: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         remainder: Remainder | None = None,
@@ -86,7 +86,7 @@ class DataLoader:
             transform_threads: More than one need a transform that may run beside itself.
             collate_fn: Called with a list of record dicts instead of the column path; slow.
             drop_last: Without `remainder`: drop the last, smaller global step.
-            prefetch_bytes: Look-ahead. Batches already delivered do not count.
+            prefetch_bytes: Look-ahead; None for what suits the store. Delivered batches do not count.
             rank: Of this process; None to find out from torch.distributed or the environment.
             world_size: Processes that share the epoch; None likewise.
             remainder: What becomes of records that fill no whole global step: "uneven" (last batches

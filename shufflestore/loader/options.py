@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from shufflestore.collate.layouts import LAYOUTS, Layout, Nulls
-from shufflestore.dataset.stream import PREFETCH_BYTES
 from shufflestore.errors import OptionError
 
 __all__ = ["FORMATS", "Format", "LoaderOptions"]
@@ -30,7 +29,8 @@ class LoaderOptions:
     """Of the transform: one keeps a batch of work beside the training step and never races with itself."""
     fill_nulls: Nulls = None
     """What stands for null numbers; None refuses them, since any number would be a guess."""
-    prefetch_bytes: int = PREFETCH_BYTES
+    prefetch_bytes: int | None = None
+    """Look-ahead; None for what suits the store: 8 MiB of files in memory, 64 MiB where reads wait for a disk."""
     return_ids: bool = False
     """Whether each batch has a "record_id"; audits need it, training does not."""
 
@@ -38,6 +38,8 @@ class LoaderOptions:
         whole = (("batch_size", 1), ("transform_threads", 1), ("prefetch_bytes", 0))
         for name, least in whole:
             value = getattr(self, name)
+            if value is None and name == "prefetch_bytes":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise OptionError(f"{name}={value!r}; an integer of at least {least} is needed")
         if self.format not in FORMATS:

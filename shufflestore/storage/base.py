@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "COPY",
+    "Flow",
     "HAS_CRC",
     "Pending",
     "READ",
@@ -78,6 +79,10 @@ class ReadFailure:
     """Found CRC32C (checksum) or bytes that were there (short)."""
 
 
+Flow = Any
+"""What `Store.flow` returned: the store's own affair."""
+
+
 class Pending(Protocol):
     """One submitted batch of reads."""
 
@@ -118,11 +123,20 @@ class Store(Protocol):
         manifest vouches for, or UNKNOWN_SIZE.
         """
 
+    def flow(self, budget_bytes: int | None) -> Flow:
+        """Return what bounds the look-ahead of one stream of batches; for `submit`, in this process alone.
+
+        Args:
+            budget_bytes: Outputs of batches that have started and were not taken; one batch at least,
+                however large. None for what suits this store.
+        """
+
     def submit(
         self,
         reads: NDArray[np.void],
         ends: NDArray[np.uint64],
         output_sizes: NDArray[np.uint64],
+        flow: Flow = None,
     ) -> Sequence[Pending]:
         """Queue the reads of several batches and return at once.
 
@@ -130,6 +144,8 @@ class Store(Protocol):
             reads: (n,) of READ, batch after batch. Copied.
             ends: (b,), batch i has reads [ends[i - 1], ends[i]). ends[-1] is n.
             output_sizes: (b, k) bytes of each output of each batch.
+            flow: Of the stream that they belong to and that takes them in their order; they start as it has
+                room. None for reads that start at once.
 
         Returns:
             One Pending a batch, in the same order. Batches are worked on in that order.

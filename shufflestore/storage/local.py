@@ -20,13 +20,39 @@ from shufflestore.storage.process import ProcessLock, briefly
 if TYPE_CHECKING:
     from shufflestore import _native
 
-__all__ = ["ENGINES", "LocalPending", "LocalStore"]
+__all__ = ["ENGINES", "LocalFlow", "LocalPending", "LocalStore"]
 
 ENGINES: Final = ("auto", "mmap", "pread", "null")
 """What `engine=` may be. "null" reads nothing: it measures everything else."""
 PREAD_THREADS: Final = 32
 """Blocking reads in flight: what keeps an NVMe disk or a network file system busy."""
+CACHED_AHEAD_BYTES: Final = 8 << 20
+"""Look-ahead over mapped files: some milliseconds of work."""
+AHEAD_BYTES: Final = 64 << 20
+"""Look-ahead where reads wait for a disk or a network."""
 _log = logging.getLogger("shufflestore")
+
+
+class LocalFlow:
+    """Bounds the look-ahead of one stream of batches; see `storage.base.Store.flow`."""
+
+    def __init__(self, budget_bytes: int | None) -> None:
+        """Remember the bound; None for what suits the engine."""
+        self._budget = budget_bytes
+        self._reader: _native.Reader | None = None
+        self._flow: _native.Flow | None = None
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of outputs that have started and were not taken."""
+        return 0 if self._flow is None else self._flow.used
+
+    def of(self, reader: _native.Reader) -> _native.Flow:
+        """Return the core's flow, another one after the store has changed to another engine."""
+        if self._flow is None or self._reader is not reader:
+            suits = CACHED_AHEAD_BYTES if reader.engine == "mmap" else AHEAD_BYTES
+            self._flow, self._reader = reader.flow(suits if self._budget is None else self._budget), reader
+        return self._flow
 
 
 class LocalPending:
@@ -133,8 +159,21 @@ class LocalStore(Folder):
                 number = self._numbers[name] = len(self._files) - 1
         return number
 
+    def flow(self, budget_bytes: int | None) -> LocalFlow:
+        """Return what bounds the look-ahead of one stream.
+
+        None stands for CACHED_AHEAD_BYTES while files are mapped: buffers that come back soon are still in the
+        processor's caches, which is worth a third of the copying. For reads that may wait for a disk it
+        stands for AHEAD_BYTES.
+        """
+        return LocalFlow(budget_bytes)
+
     def submit(
-        self, reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64]
+        self,
+        reads: NDArray[np.void],
+        ends: NDArray[np.uint64],
+        output_sizes: NDArray[np.uint64],
+        flow: LocalFlow | None = None,
     ) -> Sequence[Pending]:
         """Queue the reads of several batches. Raises ValueError for a bad descriptor."""
         if reads.dtype != READ or reads.ndim != 1:
@@ -146,6 +185,7 @@ class LocalStore(Folder):
                 words,
                 np.ascontiguousarray(ends, dtype=np.uint64),
                 np.ascontiguousarray(output_sizes, dtype=np.uint64),
+                None if flow is None else flow.of(reader),
             )
         except ValueError as cause:
             if "closed" in str(cause):  # not by `close`, which was asked about above: by the end of the interpreter

@@ -178,8 +178,15 @@ class PosixStore(Folder):
             self._paths.append(path)
         return number
 
+    def flow(self, budget_bytes: int | None) -> None:
+        """Return None: a batch is read when somebody waits for it, so nothing is ahead."""
+
     def submit(
-        self, reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64]
+        self,
+        reads: NDArray[np.void],
+        ends: NDArray[np.uint64],
+        output_sizes: NDArray[np.uint64],
+        flow: None = None,
     ) -> Sequence[Pending]:
         """Queue the reads of several batches. Raises ValueError for a bad descriptor."""
         if self._is_closed:

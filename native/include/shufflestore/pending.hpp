@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "shufflestore/buffer.hpp"
+#include "shufflestore/flow.hpp"
 #include "shufflestore/read.hpp"
 
 namespace shufflestore {
@@ -21,9 +22,10 @@ class Pending {
  public:
   using Reads = std::shared_ptr<const std::vector<Read>>;  // of a whole submit
 
-  // Has the reads [first, last) of `reads`, claimed `grain` at a time.
+  // Has the reads [first, last) of `reads`, claimed `grain` at a time. `flow` may be null.
   Pending(Reads reads, std::size_t first, std::size_t last, std::span<const std::uint64_t> output_sizes,
-          std::size_t grain);
+          std::size_t grain, std::shared_ptr<Flow> flow = nullptr);
+  ~Pending() { leave_flow(); }
   Pending(const Pending&) = delete;
   Pending& operator=(const Pending&) = delete;
 
@@ -61,15 +63,23 @@ class Pending {
   // For a batch without reads: allocates, and is done.
   void finish_empty() noexcept;
 
+  const std::shared_ptr<Flow>& flow() const noexcept { return flow_; }
+  // From now on its outputs count in its flow. Called under the pool's mutex.
+  void enter_flow() noexcept { counts_.store(true); }
+
  private:
   bool is_inherited() const noexcept;
   bool prepare() noexcept;
+  // Its outputs belong to somebody else now, or are gone. Not under the pool's mutex.
+  void leave_flow() noexcept;
 
   const Reads owner_;
   const std::span<const Read> reads_;
   const std::vector<std::uint64_t> output_sizes_;
   const std::size_t grain_;
   const std::uint64_t generation_;
+  const std::shared_ptr<Flow> flow_;
+  std::atomic<bool> counts_{false};  // in its flow
   std::atomic<std::uint64_t> cursor_{0};
   std::atomic<std::uint64_t> unfinished_;
   std::atomic<bool> is_ready_{false};  // outputs_ is allocated

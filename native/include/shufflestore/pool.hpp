@@ -25,8 +25,13 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  // Queues the batches. False, and nothing done, once closed. Throws IoError if no thread can be started.
+  // Queues the batches; those of a flow start as it has room. False, and nothing done, once closed. Throws
+  // IoError if no thread can be started.
   bool push(std::span<const Batch> batches);
+
+  // Outputs of a flow were taken: what waits for room may start.
+  void give_room(Flow& flow, std::uint64_t bytes) noexcept;
+  std::uint64_t used(const Flow& flow) const;
 
   using Patience = std::chrono::milliseconds;
   static constexpr Patience kForAsLongAsItTakes = std::chrono::hours(24 * 365);
@@ -40,6 +45,7 @@ class Pool {
   void start_threads();
   void work(std::size_t number) noexcept;
   Batch next();
+  void admit(Flow& flow, std::vector<Batch>& over);
   void run_batch(EngineState& state, Worker& worker, Pending& batch) noexcept;
 
   const Engine& engine_;
@@ -48,11 +54,12 @@ class Pool {
   const std::size_t wanted_threads_;
   std::mutex closing_;  // one close at a time, so that each returns after the threads have ended; guards:
   bool is_left_ = false;
-  std::mutex mutex_;  // guards all below
+  mutable std::mutex mutex_;  // guards all below
   std::condition_variable wake_;
   std::condition_variable ended_;
   std::size_t at_work_ = 0;  // threads that have not ended
   std::deque<Batch> queue_;
+  std::vector<std::weak_ptr<Flow>> flows_;
   std::vector<std::thread> threads_;
   bool is_closed_ = false;
 };

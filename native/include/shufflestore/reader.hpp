@@ -44,8 +44,13 @@ class Reader {
   // Queues the reads of ends.size() batches; batch i has reads [ends[i - 1], ends[i]) and outputs of the
   // sizes in row i of `output_sizes`. Throws std::invalid_argument, naming the descriptor, before anything
   // is queued.
+  // Those of a flow, which must be this reader's and this process's, start as it has room.
   std::vector<Batch> submit(std::span<const Read> reads, std::span<const std::uint64_t> ends,
-                            std::span<const std::uint64_t> output_sizes, std::size_t outputs_per_batch);
+                            std::span<const std::uint64_t> output_sizes, std::size_t outputs_per_batch,
+                            const std::shared_ptr<Flow>& flow = nullptr);
+
+  // Bounds the outputs, started and not taken, of batches submitted with it.
+  std::shared_ptr<Flow> flow(std::uint64_t limit) const;
 
   // Ends all reads and threads, closes all files. Idempotent.
   void close() noexcept;

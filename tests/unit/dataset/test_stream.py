@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shufflestore.dataset import stream as module
 from shufflestore.dataset.stream import WINDOW_IDS, Stream
 from shufflestore.errors import CorruptData
 from tests.invented import MemoryStore, arrow_bytes, memory_store, opened
@@ -14,7 +15,7 @@ N = 400
 TABLE = pa.table({"x": range(N), "s": ["x" * 100] * N})
 
 
-def stream(dataset, budget: int, batch: int = 4, planned: list | None = None, finish=None) -> Stream:
+def stream(dataset, budget: int | None, batch: int = 4, planned: list | None = None, finish=None) -> Stream:
     step = 0
 
     def plan(batches: int):
@@ -49,14 +50,14 @@ def test_the_first_window_is_one_batch_and_windows_grow_to_their_limit(store):
     assert max(planned) > 4
 
 
-@pytest.mark.parametrize("budget", [2000, 20_000])
-def test_what_is_read_ahead_stays_within_the_budget_and_one_window(store, budget):
-    made = stream(opened(store), budget)
-    most = 0
-    for _ in made:
-        most = max(most, made.ahead_bytes)
-    assert most <= 2 * budget
-    assert made.ahead_bytes == 0
+def test_a_window_has_a_bounded_number_of_reads(monkeypatch):
+    monkeypatch.setattr(module, "WINDOW_READS", 40)
+    table = pa.table({f"s{i}": ["x"] * N for i in range(4)} | {"x": range(N)})  # four reads a record
+    planned: list[int] = []
+    assert [i for batch in stream(opened(memory_store([arrow_bytes(table)])), None, 4, planned) for i in batch] == list(
+        range(N)
+    )
+    assert max(planned) <= 10
 
 
 def test_an_error_ends_the_stream_and_nothing_behind_it_is_delivered(store):
@@ -71,7 +72,6 @@ def test_an_error_ends_the_stream_and_nothing_behind_it_is_delivered(store):
         seen.extend(i for batch in made for i in batch)
     assert seen == list(range(200))
     assert list(made) == []
-    assert made.ahead_bytes == 0
 
 
 def test_damage_in_an_index_page_ends_the_stream_too(store):
@@ -96,7 +96,7 @@ def test_an_error_of_the_users_own_function_closes_the_stream(store):
     made = stream(opened(store), 5000, finish=finish)
     with pytest.raises(KeyError, match="mine"):
         list(made)
-    assert made.ahead_bytes == 0
+    assert list(made) == []
 
 
 def test_closing_is_idempotent_and_final(store):
