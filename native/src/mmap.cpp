@@ -2,6 +2,8 @@
 //
 // A stretch of reads is first resolved to addresses, then copied in one sweep under the SIGBUS guard, with
 // the lines of later records on their way while this one is copied, then judged.
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -38,8 +40,8 @@ struct Item {
   const OpenFile* file;
   std::size_t index;
   bool has_crc;
+  bool is_suspect;  // without a checksum: its last page ends in zeros
   std::uint32_t crc;
-  std::uint8_t last_byte;
 };
 
 struct Sweep {
@@ -49,7 +51,23 @@ struct Sweep {
   std::uint8_t* stage = nullptr;
 };
 
+// The last bytes of the page that the item ends in.
+const std::uint8_t* page_tail(const Item& item) noexcept {
+  static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto last = reinterpret_cast<std::uintptr_t>(item.from) + item.size - 1;
+  return reinterpret_cast<const std::uint8_t*>((last | (page - 1)) + 1 - kLine);
+}
+
+bool is_zero(const std::uint8_t* line) noexcept {
+  std::array<std::uint64_t, kLine / sizeof(std::uint64_t)> words;
+  std::memcpy(words.data(), line, kLine);
+  std::uint64_t any = 0;
+  for (const std::uint64_t word : words) any |= word;
+  return any == 0;
+}
+
 void prefetch(const Item& item) noexcept {
+  if (!item.has_crc) __builtin_prefetch(page_tail(item), 0, 2);
   const std::size_t lines = std::min<std::uint64_t>(item.size / kLine + 1, kLinesAhead);
   for (std::size_t i = 0; i < lines; ++i) __builtin_prefetch(item.from + i * kLine, 0, 2);
 }
@@ -69,7 +87,6 @@ void widen_item(Item& item, std::uint8_t* stage) noexcept {
     item.widen->run(to, stage, count);
     to += count * item.widen->target;
     done += chunk;
-    item.last_byte = stage[chunk - 1];
   }
   item.crc = crc;
 }
@@ -81,7 +98,8 @@ void sweep(void* context, Guard& guard) noexcept {
     if (i + kAhead < work.count) prefetch(work.items[i + kAhead]);
     Item& item = work.items[i];
     work.next = i;
-    guard.reads(item.from, item.size);
+    const std::uint8_t* const tail = page_tail(item);
+    guard.reads(item.from, static_cast<std::size_t>(tail + kLine - item.from));
     std::atomic_signal_fence(std::memory_order_seq_cst);
     if (item.widen != nullptr) {
       widen_item(item, work.stage);
@@ -89,8 +107,8 @@ void sweep(void* context, Guard& guard) noexcept {
       item.crc = copy_crc32c(item.to, item.from, item.size);
     } else {
       std::memcpy(item.to, item.from, item.size);
-      item.last_byte = item.to[item.size - 1];
     }
+    if (!item.has_crc) item.is_suspect = is_zero(tail);
     std::atomic_signal_fence(std::memory_order_seq_cst);
   }
   work.next = work.count;
@@ -121,8 +139,8 @@ bool resolve(FileTable::Visit& visit, Pending& batch, std::size_t index, Item& i
             .file = &file,
             .index = index,
             .has_crc = read.has_crc(),
-            .crc = 0,
-            .last_byte = 0};
+            .is_suspect = false,
+            .crc = 0};
     return true;
   } catch (const IoError& error) {
     batch.fail({.index = index, .kind = FailureKind::kErrno, .error = error.error()});
@@ -150,11 +168,11 @@ struct Length {
 };
 
 // A file cut within its last page reads as zeros up to the end of that page, and faults beyond. So a read
-// that suffered ends in a zero byte; without a checksum, that is when the length is asked for.
+// that suffered lies in a page that ends in zeros; without a checksum, that is when the length is asked for.
 void judge(Worker& worker, Pending& batch, const Item& item, Length& length) noexcept {
   if (item.has_crc) {
     check_crc(worker, batch, item.index, item.crc);
-  } else if (item.last_byte == 0) {
+  } else if (item.is_suspect) {
     const Read& read = batch.read(item.index);
     if (length.file != item.file)
       length = {.file = item.file, .bytes = worker.files.length_now(read.file, *item.file)};

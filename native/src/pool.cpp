@@ -35,9 +35,9 @@ class SignalsBlocked {
   sigset_t before_;
 };
 
-// Who works ahead gives way to whoever waits for nothing: the training loop runs first, and these threads take
-// what it leaves. Without, it waits for a processor a third of the time while they fill a look-ahead that is
-// long enough. Within the process's own control group; refusal changes nothing.
+// Who works ahead gives way to whoever waits for nothing: the training loop runs first, and these threads
+// take what it leaves. Without, it waits for a processor a third of the time while they fill a look-ahead
+// that is long enough. Within the process's own control group; refusal changes nothing.
 void give_way() noexcept {
   constexpr int kNicer = 5;
   int policy = 0;
