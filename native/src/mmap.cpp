@@ -21,9 +21,11 @@ namespace {
 
 constexpr std::size_t kMostReads = 32;
 constexpr std::size_t kLine = 64;
-// A read this far ahead has its first lines fetched; measured on 2 KB records of a file beyond all caches.
-constexpr std::size_t kAhead = 2;
-constexpr std::size_t kLinesAhead = 40;
+// A read this far ahead has its first lines fetched; the processor's own prefetcher sees the run and does the
+// rest, with more lines in flight than instructions can have. Measured on 2 KB records beyond all caches, two
+// threads: none 2.8 M/s, all lines of the next two 3.1, these 3.5.
+constexpr std::size_t kAhead = 6;
+constexpr std::size_t kLinesAhead = 8;
 // Bytes widened at a time: stay in the first-level cache beside their widened form.
 constexpr std::size_t kStage = 4 << 10;
 
