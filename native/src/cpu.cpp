@@ -38,11 +38,7 @@ std::vector<std::string> cpu_features() {
   note(cpu().vpclmul256, "vpclmulqdq");
   note(cpu().avx512, "avx512");
   note(cpu().vpclmul512, "avx512-vpclmulqdq");
-  for (const Crc32cKernel& kernel : crc32c_kernels()) {
-    if (!kernel.available()) continue;
-    names.push_back("crc32c:" + std::string(kernel.name));
-    break;
-  }
+  names.push_back("crc32c:" + std::string(crc32c_kernel_in_use().name));
   return names;
 }
 

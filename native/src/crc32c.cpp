@@ -3,6 +3,7 @@
 
 #include <array>
 #include <bit>
+#include <cstdlib>
 
 #include "crc32c_kernels.hpp"
 #include "crc32c_math.hpp"
@@ -61,8 +62,14 @@ constexpr std::array kKernels = {
                  crc32c_kernel::portable_copy},
 };
 
-const Crc32cKernel& chosen() noexcept {
+}  // namespace
+
+const Crc32cKernel& crc32c_kernel_in_use() noexcept {
   static const Crc32cKernel& kernel = []() -> const Crc32cKernel& {
+    const char* const wanted = std::getenv("SHUFFLESTORE_CRC32C");
+    for (const Crc32cKernel& candidate : kKernels) {
+      if (wanted != nullptr && candidate.name == wanted && candidate.available()) return candidate;
+    }
     for (const Crc32cKernel& candidate : kKernels) {
       if (candidate.available()) return candidate;
     }
@@ -71,14 +78,13 @@ const Crc32cKernel& chosen() noexcept {
   return kernel;
 }
 
-}  // namespace
-
 std::uint32_t crc32c(const void* data, std::size_t size, std::uint32_t seed) noexcept {
-  return ~chosen().hash(static_cast<const std::uint8_t*>(data), size, ~seed);
+  return ~crc32c_kernel_in_use().hash(static_cast<const std::uint8_t*>(data), size, ~seed);
 }
 
 std::uint32_t copy_crc32c(void* to, const void* from, std::size_t size, std::uint32_t seed) noexcept {
-  return ~chosen().copy(static_cast<std::uint8_t*>(to), static_cast<const std::uint8_t*>(from), size, ~seed);
+  return ~crc32c_kernel_in_use().copy(static_cast<std::uint8_t*>(to), static_cast<const std::uint8_t*>(from),
+                                      size, ~seed);
 }
 
 std::span<const Crc32cKernel> crc32c_kernels() noexcept {

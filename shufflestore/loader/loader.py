@@ -30,8 +30,8 @@ from shufflestore.orders.partition import Partition, Remainder, Topology
 __all__ = ["DataLoader"]
 
 _log = logging.getLogger("shufflestore")
-_COMPILE_AFTER: Final = 1_000_000
-"""Ids computed by the numpy twin, 30 ms of work, before compiling the kernel is worth most of a second."""
+_COMPILE_AFTER: Final = 50_000_000
+"""Ids computed by the numpy twin, at 30 to 40 ns each, before compiling the kernel (one to three seconds) pays."""
 Reshuffle = Literal["each_epoch", "once"]
 
 

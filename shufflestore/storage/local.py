@@ -237,7 +237,7 @@ class LocalStore(Folder):
             if self._readers and not self._has_outgrown():
                 return self._readers[-1]
             engine, reason = self._choose()
-            self._chosen_for = self._data_bytes
+            self._chosen_for, self._reason = self._data_bytes, reason
             if not self._readers or self._readers[-1].engine != engine:
                 self._readers.append(self._make_reader(engine, reason))
             return self._readers[-1]

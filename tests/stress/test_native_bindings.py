@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -139,3 +140,18 @@ def test_nan_is_no_timeout(reader: _native.Reader):
         pending.wait(float("nan"))
     assert pending.wait(float("inf"))
     assert pending.wait(-1.0)
+
+
+def test_the_checksum_kernel_can_be_named_and_gives_the_same_checksums():
+    program = (
+        "from shufflestore import _native; print(_native.cpu_features()[-1], _native.crc32c(bytes(range(256)) * 9))"
+    )
+    told = {}
+    for name in ("portable", "sse42", "fold512", "nonsense"):
+        environment = os.environ | {"SHUFFLESTORE_CRC32C": name}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        told[name] = done.stdout.split()
+    assert told["portable"][0] == "crc32c:portable"
+    assert len({crc for _, crc in told.values()}) == 1

@@ -25,7 +25,12 @@ struct Crc32cKernel {
                         std::uint32_t state) noexcept;
 };
 
-// All kernels that were compiled, fastest first; the first available one is used.
+// All kernels that were compiled, fastest first.
 std::span<const Crc32cKernel> crc32c_kernels() noexcept;
+
+// The one in use: the fastest that runs here, or the one that SHUFFLESTORE_CRC32C names. All give the same
+// checksums, so naming one is for measuring what processors without wide folding pay; a name that cannot run
+// here is not followed.
+const Crc32cKernel& crc32c_kernel_in_use() noexcept;
 
 }  // namespace shufflestore
