@@ -119,7 +119,7 @@ def run(benchmark: Any, workload: Workload, rounds: int, comparison: Comparison,
 @pytest.mark.timeout(0)
 def test_from_parquet(benchmark: Any, workload: Workload, rounds: int) -> None:
     """The token set from Parquet."""
-    source, count = workload.parquet(), workload.convert_count
+    source, count = workload.parquet(), workload.record_count
     scratch = workload.folder / "convert"
     scratch.mkdir(parents=True, exist_ok=True)
     cached = warm_up(source)
@@ -153,7 +153,7 @@ def test_from_parquet(benchmark: Any, workload: Workload, rounds: int) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # theirs: pickling of generators by dill
 def test_from_iterable(benchmark: Any, workload: Workload, rounds: int) -> None:
     """An iterable of dicts of numpy arrays."""
-    count = max(workload.convert_count // 5, 500)
+    count = workload.iterable_count
     assert sum(1 for _ in records(count)) == count
     scratch = workload.folder / "convert-iterable"
     scratch.mkdir(parents=True, exist_ok=True)

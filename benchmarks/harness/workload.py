@@ -115,9 +115,9 @@ class Workload:
         return replace(self, record_count=self.fixed_count, batch_size=32)
 
     @property
-    def convert_count(self) -> int:
-        """Records of a conversion: half a gigabyte at full size, so that a round ends within seconds."""
-        return max(self.record_count // 4, 1000)
+    def iterable_count(self) -> int:
+        """Records of a conversion from Python: all in memory, a fifth of a gigabyte at full size."""
+        return max(self.record_count // 10, 500)
 
     # -- forms of the token set --------------------------------------------------------------------
 
@@ -197,14 +197,14 @@ class Workload:
         return self._once("fixed", build)
 
     def parquet(self) -> Path:
-        """The first quarter of the token set as Parquet, as pyarrow writes it by default."""
+        """The token set as Parquet, as pyarrow writes it by default."""
 
         def build(path: Path) -> None:
             import pyarrow.parquet as pq
 
             with pq.ParquetWriter(path, next(self.chunks()).schema) as writer:
                 held: list[pa.RecordBatch] = []
-                for chunk in self.chunks(self.convert_count):
+                for chunk in self.chunks():
                     held.append(chunk)
                     if len(held) == 32:
                         writer.write_table(pa.Table.from_batches(held))
@@ -212,7 +212,7 @@ class Workload:
                 if held:
                     writer.write_table(pa.Table.from_batches(held))
 
-        return self._once("quarter.parquet", build)
+        return self._once("tokens.parquet", build)
 
     # -- building ----------------------------------------------------------------------------------
 

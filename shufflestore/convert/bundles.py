@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -42,12 +42,23 @@ class Bundle:
     byte_count: int
 
 
-def bundled(pieces: Sequence[Piece], shard_bytes: int) -> list[Bundle]:
-    """Group consecutive pieces of a split until they fill a shard: a function of the pieces alone.
+_LEAST_BYTES: Final = 128 << 20
+"""A bundle smaller than that is not worth a shard of its own."""
+_MANY: Final = 16
+"""Bundles that a small source is cut into, so that there is work for several processes."""
 
-    >>> [b.pieces for b in bundled([Piece(str(i), "train", 40, None, ()) for i in range(5)], 100)]
-    [(0, 1, 2), (3, 4)]
+
+def bundled(pieces: Sequence[Piece], shard_bytes: int) -> list[Bundle]:
+    """Group consecutive pieces of a split: a function of the pieces alone, so that the workers have no say in it.
+
+    A bundle is closed when it fills a shard, or a sixteenth of the source if that is less.
+
+    >>> [b.pieces for b in bundled([Piece(str(i), "train", 40 << 20, None, ()) for i in range(8)], 256 << 20)]
+    [(0, 1, 2, 3), (4, 5, 6, 7)]
+    >>> [b.pieces for b in bundled([Piece(str(i), "train", 1 << 20, None, ()) for i in range(90)], 2 << 20)][:2]
+    [(0, 1), (2, 3)]
     """
+    enough = min(shard_bytes, max(sum(piece.byte_count for piece in pieces) // _MANY, _LEAST_BYTES))
     made: list[Bundle] = []
     open_: dict[str, tuple[list[int], int]] = {}
     for number, piece in enumerate(pieces):
@@ -55,7 +66,7 @@ def bundled(pieces: Sequence[Piece], shard_bytes: int) -> list[Bundle]:
         members.append(number)
         size += piece.byte_count
         open_[piece.split] = (members, size)
-        if size >= shard_bytes:
+        if size >= enough:
             made.append(Bundle(0, piece.split, tuple(members), size))
             del open_[piece.split]
     made += [Bundle(0, split, tuple(members), size) for split, (members, size) in open_.items()]

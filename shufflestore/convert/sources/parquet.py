@@ -17,7 +17,7 @@ from shufflestore.errors import SourceError
 
 __all__ = ["ParquetSource"]
 
-_PIECE_BYTES: Final = 128 << 20
+_PIECE_BYTES: Final = 32 << 20
 _LOOKERS: Final = 8
 """Threads that read footers: on network storage a footer costs round trips, not work."""
 _MAX_ROWS: Final = 65_536

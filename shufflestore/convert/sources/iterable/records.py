@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import pyarrow as pa
@@ -16,6 +16,9 @@ __all__ = ["HELD_BYTES", "HELD_RECORDS", "RecordBuilder"]
 HELD_RECORDS: Final = 1_000
 """Records whose types make the schema, as many as `datasets` looks at."""
 HELD_BYTES: Final = 16 << 20
+_SAMPLE: Final = 32
+"""Every how many records one is measured, which costs more than to keep it."""
+_GROUP_BYTES: Final = 8 << 20
 
 
 class RecordBuilder:
@@ -79,37 +82,50 @@ class RecordBuilder:
         self.record_count += 1
         return self.flush() if len(self._held) >= HELD_RECORDS or self._size >= HELD_BYTES else None
 
-    def add_group(self, records: Sequence[Mapping[str, Any]]) -> list[pa.RecordBatch]:
-        """Take many records, several times as fast as one by one where each column's values are of one kind.
+    def add_many(self, records: Iterable[Mapping[str, Any]], group_records: int) -> Iterator[pa.RecordBatch]:
+        """Take records, several times as fast as one by one where each column's values are of one kind.
 
         Args:
-            records: Not to be changed by their owner until this returns.
+            records: Each may be changed by its owner as soon as the next is asked for.
+            group_records: How many are looked at together.
 
-        Returns:
-            The batches that became full.
+        Yields:
+            The batches that became full. What is left then, `flush` returns.
 
         Raises:
             SchemaError: As `add`, for the first record that does not fit; those before it are taken.
         """
-        if self._schema is None or not self._append_group(records):
-            return [batch for record in records if (batch := self.add(record)) is not None]
-        self.record_count += len(records)
-        full = self.flush() if self._size >= self._batch_bytes else None
-        return [] if full is None else [full]
+        kept = size = 0
+        for record in records:
+            if self._schema is None or type(record) is not dict or record.keys() != self._names:
+                yield from self._settle(kept)
+                kept = size = 0
+                batch = self.add(record)
+                if batch is not None:
+                    yield batch
+                continue
+            for name, keep in self._keeps:
+                keep(record[name])
+            kept += 1
+            if kept % _SAMPLE == 0:
+                size += _SAMPLE * sum(map(size_of, record.values()))  # they may have grown since the first ones
+            if kept >= group_records or size >= _GROUP_BYTES:
+                yield from self._settle(kept)
+                kept = size = 0
+        yield from self._settle(kept)
 
-    def _append_group(self, records: Sequence[Mapping[str, Any]]) -> bool:
-        """Take records column by column; False, and nothing is taken, where that needs a closer look."""
-        if set(map(type, records)) != {dict} or set(map(len, records)) != {self._width}:
-            return False
-        try:
-            values = [[record[field.name] for record in records] for field, _ in self._columns]
-        except KeyError:
-            return False
-        if not all(column.fits(v) for (_, column), v in zip(self._columns, values, strict=True)):
-            return False
-        for (_, column), v in zip(self._columns, values, strict=True):
-            self._size += column.add_all(v)
-        return True
+    def _settle(self, kept: int) -> Iterator[pa.RecordBatch]:
+        """Take the records whose values are kept: all at once where they are easy."""
+        if kept and all(column.is_easy() for _, column in self._columns):
+            self._size += sum(column.accept() for _, column in self._columns)
+            self.record_count += kept
+            if self._size >= self._batch_bytes and (batch := self.flush()) is not None:
+                yield batch
+        elif kept:
+            names = [field.name for field, _ in self._columns]
+            for values in zip(*[column.release() for _, column in self._columns], strict=True):
+                if (batch := self.add(dict(zip(names, values, strict=True)))) is not None:
+                    yield batch
 
     def flush(self) -> pa.RecordBatch | None:
         """Return the records that no batch has had yet; None if there are none. Raises SchemaError."""
@@ -130,6 +146,7 @@ class RecordBuilder:
         self._schema = schema
         self._columns = [(field, column_of(field.type)) for field in schema]
         self._adds = [(field.name, adder(field, column)) for field, column in self._columns]
+        self._keeps = [(field.name, column.keep) for field, column in self._columns]
         self._names = frozenset(schema.names)
         self._width = len(self._names)
 

@@ -19,8 +19,6 @@ from shufflestore.errors import SourceError
 __all__ = ["IterableSource"]
 
 
-_SAMPLE: Final = 8
-"""Every how many records one is measured, which costs more than to collect it."""
 _GROUP_RECORDS: Final = 256
 """Records put together column by column at a time: as many spread the cost of numpy's calls."""
 _GROUP_BYTES: Final = 4 << 20
@@ -81,8 +79,8 @@ class IterableSource:
             SchemaError: A record does not fit; it is named by its number, from 0.
         """
         builder = self._builder(self.schema())
-        for group in self._groups():
-            yield from builder.add_group(group)
+        limit = max(1, min(_GROUP_RECORDS, int(_GROUP_BYTES * self._head_count / max(self._head_bytes, 1))))
+        yield from builder.add_many(self._records(), limit)
         last = builder.flush()
         if last is not None:
             yield last
@@ -110,22 +108,6 @@ class IterableSource:
         self._is_spent = True
         head, self._head = self._head, []
         return chain(head, self._rest)
-
-    def _groups(self) -> Iterator[list[Mapping[str, Any]]]:
-        """Yield all records, some hundred at a time and of at most some MB, safe from their owner's changes."""
-        group: list[Mapping[str, Any]] = []
-        size = 0
-        limit = max(1, min(_GROUP_RECORDS, int(_GROUP_BYTES * self._head_count / max(self._head_bytes, 1))))
-        for record in self._records():
-            # A generator may give the same array again and again, with other values.
-            group.append({name: own(value) for name, value in record.items()} if type(record) is dict else record)
-            if len(group) % _SAMPLE == 0 and isinstance(record, Mapping):
-                size += _SAMPLE * sum(map(size_of, record.values()))  # they may have grown since the first ones
-            if len(group) >= limit or size >= 2 * _GROUP_BYTES:
-                yield group
-                group, size = [], 0
-        if group:
-            yield group
 
     def _builder(self, schema: pa.Schema) -> RecordBuilder:
         takes_some = self._options.columns is not None or isinstance(self._options.schema, pa.Schema)
