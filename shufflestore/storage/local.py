@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shufflestore.errors import EngineUnavailable, OptionError, StorageError
 from shufflestore.storage.base import READ, UNKNOWN_SIZE, Pending, ReadFailure
-from shufflestore.storage.posix import Folder
+from shufflestore.storage.folder import Folder
 from shufflestore.storage.process import ProcessLock, briefly
 
 if TYPE_CHECKING:

@@ -57,13 +57,18 @@ class Record:
         node = next(n for n in tree.nodes if n.opens == level)
         return base + start, 0 if self.is_null(node.number) else stop - start
 
-    def span(self, place: int) -> tuple[int, int, int, int, int]:
-        """Offset, size, bytes of the slot, CRC and shift of one of the layout's reads."""
-        buffer = self.layout.reads[place]
+    def entries(self, buffer) -> tuple[int, int]:
+        """First entry and number of entries of the record in a buffer."""
         first, count = (self.row, 1) if buffer.level == ROW else self.elements(buffer.level)
         first, count = first * buffer.factor, count * buffer.factor
         if first > 2**62 // 8 or count > 2**62 // 8:
             raise Contradiction
+        return first, count
+
+    def span(self, place: int) -> tuple[int, int, int, int, int]:
+        """Offset, size, bytes of the slot, CRC and shift of one of the layout's reads."""
+        buffer = self.layout.reads[place]
+        first, count = self.entries(buffer)
         (base,) = struct.unpack_from("<Q", self.page, 24 + 8 * self.layout.tree.level_count + 8 * place)
         low, size, shift = range_of(buffer, first, count)
         null = self.is_null(buffer.node)
@@ -96,8 +101,7 @@ def answer(record: Record, buffer) -> tuple[int, int, int, int, int]:
         return record.span(numbers.index(buffer.number))
     if buffer.role == Role.VALIDITY:
         return 0, 0, 0, 0, ALL_VALID
-    first, count = (record.row, 1) if buffer.level == ROW else record.elements(buffer.level)
-    _, size, shift = range_of(buffer, first * buffer.factor, count * buffer.factor)
+    _, size, shift = range_of(buffer, *record.entries(buffer))
     return 0, 0, size, 0, shift
 
 
