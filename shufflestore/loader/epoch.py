@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from shufflestore.loader.course import Progress
 from shufflestore.orders.partition import Partition
 
-__all__ = ["EpochIterator", "Progress"]
+__all__ = ["EpochIterator", "Read"]
 
 Read = Callable[[Partition], Iterator[Any]]
 """read(partition) -> iterator over this rank's batches of it."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far an iterator is. Outlives it, since a state is asked for after the loop too."""
-
-    epoch: int = 0
-    delivered: int = 0
-    """Batches returned."""
-    partition: Partition | None = None
-    """Of the positions from which it began; None until the first `next`."""
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether the first `next` has been asked for."""
-        return self.partition is not None
-
-    @property
-    def start(self) -> int:
-        """Global position at which it began."""
-        return 0 if self.partition is None else self.partition.start
-
-    @property
-    def position(self) -> int:
-        """Global position from which the epoch goes on after the batches returned."""
-        return 0 if self.partition is None else self.partition.next_start(self.delivered)
 
 
 class EpochIterator(Iterator[Any]):

@@ -1,45 +1,56 @@
-"""The loader: batches of a data set in exact global order, resumable anywhere, at any world size."""
+"""The loader: torch's, with exact global shuffle, records fetched together, and exact state."""
 
 from __future__ import annotations
 
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, Generic, cast
 
-import numpy as np
+import torch
+import torch.utils.data
+from torch.utils.data import BatchSampler, IterableDataset, Sampler
+from typing_extensions import TypeVar
 
 from shufflestore.collate.layouts import Layout, Nulls
-from shufflestore.collate.tables import Assemble, assembler, records_of
-from shufflestore.collate.tensors import WIDENED, tensor
 from shufflestore.dataset.dataset import Dataset
 from shufflestore.dataset.opening import open as open_dataset
-from shufflestore.dataset.stream import Stream, planned
-from shufflestore.distributed import resolve
 from shufflestore.errors import OptionError, StateError
-from shufflestore.loader.epoch import EpochIterator, Progress, Read
+from shufflestore.loader.course import Course, Plot, Progress
+from shufflestore.loader.epoch import EpochIterator, Read
+from shufflestore.loader.fetch import BadRow, FetchOptions, OnError
+from shufflestore.loader.iterators import MultiProcess, SingleProcess, Tally
+from shufflestore.loader.kinds import fetch_threads_for
+from shufflestore.loader.native import ColumnCollate, Native, listed
 from shufflestore.loader.options import Format, LoaderOptions
-from shufflestore.loader.transform import Transformed
-from shufflestore.orders import kernels
+from shufflestore.loader.replay import Replay, Skipping
+from shufflestore.loader.sampler import InOrder, OrderSampler, Reshuffle, Shuffled, ShuffleSampler, records_of
 from shufflestore.orders.cursor import Cursor
-from shufflestore.orders.epoch import OrderName, make_order
 from shufflestore.orders.partition import Partition, Remainder, Topology
 
 __all__ = ["DataLoader"]
 
 _log = logging.getLogger("shufflestore")
-_COMPILE_AFTER: Final = 50_000_000
-"""Ids computed by the numpy twin, at 30 to 40 ns each, before compiling the kernel (one to three seconds) pays."""
-Reshuffle = Literal["each_epoch", "once"]
+T_co = TypeVar("T_co", covariant=True, default=Any)
+_DATA_ONLY: dict[str, Any] = {
+    "columns": None, "format": "torch", "layout": "jagged", "transform": None, "transform_threads": 1,
+    "prefetch_bytes": None, "fill_nulls": None, "return_ids": False, "split": None,
+}  # fmt: skip
+"""Arguments that say how columns become batches, which only our own data has; with their defaults."""
 
 
-class DataLoader:
-    """Iterates over a data set in batches, in exact global shuffle if asked for.
+class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
+    """A `torch.utils.data.DataLoader` in exact global shuffle, resumable anywhere, at any world size.
+
+    Of a path or `shufflestore.open(...)` it delivers dicts of columns, read by the native core. Of any other data
+    set it delivers what torch's loader would, with the same data set, sampler, collate function and workers;
+    the records of a batch, and of the batches behind it, are fetched together where the data set allows.
 
     Each epoch delivers every record exactly once over all ranks, in an order that depends on
-    (records, seed, epoch) alone: not on batch size, world size, threads or how the data is stored.
+    (records, seed, epoch) alone: not on batch size, world size, workers or how the data is stored.
 
     >>> import shufflestore as ss, tempfile
     >>> folder = tempfile.mkdtemp() + "/store"
@@ -47,22 +58,36 @@ class DataLoader:
     >>> loader = ss.DataLoader(folder, batch_size=4, shuffle=True, seed=1)
     >>> sorted(x for batch in loader for x in batch["x"].tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    >>> sorted(x for batch in ss.DataLoader(range(10), batch_size=4, shuffle=True) for x in batch.tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
     def __init__(
         self,
-        dataset: str | os.PathLike[str] | Dataset,
-        batch_size: int = 1,
-        shuffle: bool = False,
+        dataset: Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Sampler[Any] | Iterable[Any] | None = None,
+        batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        generator: torch.Generator | None = None,
         *,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
         seed: int | None = None,
         columns: Sequence[str] | None = None,
         format: Format = "torch",
         layout: Layout = "jagged",
         transform: Callable[[Any], Any] | None = None,
         transform_threads: int = 1,
-        collate_fn: Callable[[list[dict[str, Any]]], Any] | None = None,
-        drop_last: bool = False,
         prefetch_bytes: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -71,23 +96,43 @@ class DataLoader:
         fill_nulls: Nulls = None,
         return_ids: bool = False,
         split: str | None = None,
+        fetch_threads: int | str = "auto",
+        completion_order: bool = False,
+        on_error: OnError = "raise",
+        seed_records: bool = False,
     ) -> None:
         """Prepare; nothing is read before the first `next`.
 
+        The arguments up to `in_order` are torch's, with torch's defaults, exclusions and errors. On our own data
+        `num_workers` counts processes that run `transform` or `collate_fn`; no process but this one reads.
+
         Args:
-            dataset: A path as for `shufflestore.open`, or what it returned.
-            batch_size: Records a batch on this rank.
+            dataset: A path as for `shufflestore.open`, what it returned, or any data set that torch's loader takes.
+            batch_size: Records a batch on this rank; None for single records.
             shuffle: Exact global shuffle; else in order.
+            sampler: Supplies record numbers instead; then nothing here divides them among ranks.
+            batch_sampler: Likewise, by the batch.
+            num_workers: Worker processes.
+            collate_fn: Called with a list of records. On our own data: of record dicts; slow.
+            pin_memory: Deliver in page-locked memory, if there is a device.
+            drop_last: Without `remainder`: drop the last, smaller global step.
+            timeout: Seconds to wait for a worker's batch; 0 waits for ever.
+            worker_init_fn: Called in each worker with its number.
+            multiprocessing_context: How workers start: "fork", "spawn", "forkserver" or a context.
+            generator: Of the workers' seeds, and of `seed` where none is given.
+            prefetch_factor: Batches a worker is ahead; 2 where there are workers.
+            persistent_workers: Keep workers between epochs.
+            pin_memory_device: Deprecated by torch.
+            in_order: False delivers batches as workers finish them.
             seed: Of the order, any integer; None means 0. Never drawn from a global generator.
             columns: Names of the columns to read; None for all.
             format: "torch" for tensors, "numpy" for arrays, "arrow" for tables.
-            layout: Of variable-length numbers: "jagged" (values, offsets), "padded" or "list".
-            transform: Called with each assembled batch, in threads, `transform_threads` at once.
+            layout: Of variable-length numbers: "jagged" (values, offsets), "padded", "list", "nested" or "packed".
+            transform: Called with each assembled batch, in threads, `transform_threads` at once, or in workers.
             transform_threads: More than one need a transform that may run beside itself.
-            collate_fn: Called with a list of record dicts instead of the column path; slow.
-            drop_last: Without `remainder`: drop the last, smaller global step.
             prefetch_bytes: Look-ahead; None for what suits the store. Delivered batches do not count.
-            rank: Of this process; None to find out from torch.distributed or the environment.
+            rank: Of this process; None to find out from torch.distributed or the environment. Data sets that
+                are not ours are divided only if rank and world size are given.
             world_size: Processes that share the epoch; None likewise.
             remainder: What becomes of records that fill no whole global step: "uneven" (last batches
                 differ by at most one record and may be empty), "drop", or "pad" from the epoch's head.
@@ -95,50 +140,111 @@ class DataLoader:
             fill_nulls: What stands for null numbers, for all columns or by name; None refuses them.
             return_ids: Add "record_id", int64, the records' numbers in their split.
             split: Of a path that has several.
+            fetch_threads: Records of a foreign data set fetched at once in each process; "auto" is 16 for kinds that
+                are known to allow it or say `thread_safe = True`, else 1.
+            completion_order: Records stand in a batch as they were finished, not the same from run to run.
+            on_error: Of a record that cannot be read: "raise", "skip" it (a shorter batch, possibly empty), or "fill"
+                its place with the next one that can. See `quarantine`.
+            seed_records: Seed python's, numpy's and torch's generators for each record from (seed, epoch, record), so
+                that a data set's random augmentation is the same for any workers.
 
         Raises:
             OptionError, NotFound, CorruptData, SchemaError: By name and value.
+            ValueError, TypeError: As torch does.
         """
-        self.options = LoaderOptions(
-            batch_size, columns, format, layout, transform, transform_threads, fill_nulls, prefetch_bytes, return_ids
-        )  # fmt: skip
-        self._opened = None if isinstance(dataset, Dataset) else (dataset, split)
-        if not isinstance(dataset, Dataset):
-            dataset = open_dataset(dataset, split)
-        elif split is not None:
-            raise OptionError(f"split={split!r} goes with a path; for an open data set say dataset.split({split!r})")
-        self.dataset = dataset
-        if collate_fn is not None and format != "torch":
-            raise OptionError(f"collate_fn builds the batch itself, so format={format!r} has no say; leave one out")
+        given = {name: value for name, value in locals().items() if name in _DATA_ONLY}
+        self._opened = (dataset, split) if isinstance(dataset, (str, os.PathLike)) else None
+        dataset = _opened(dataset, split)
+        if isinstance(collate_fn, ColumnCollate):
+            collate_fn = None  # a trainer made this loader anew from another one's attributes
         if reshuffle not in ("each_epoch", "once"):
             raise OptionError(f"reshuffle={reshuffle!r}; allowed are ['each_epoch', 'once']")
         if remainder not in (None, "drop", "pad", "uneven"):
             raise OptionError(f"remainder={remainder!r}; allowed are [None, 'drop', 'pad', 'uneven']")
-        self.batch_size = batch_size
-        self.collate_fn = collate_fn
-        self.drop_last = drop_last
-        self.seed = 0 if seed is None else int(seed)
-        self._seed_is_given = seed is not None
-        self.remainder: Remainder = remainder or ("drop" if drop_last else "uneven")
-        self.order_name: OrderName = ("once" if reshuffle == "once" else "global") if shuffle else "sequential"
-        self._given = (rank, world_size)
-        if rank is not None or world_size is not None:
-            resolve(rank, world_size)  # wrong ones are refused here, not at the first batch
-        self._widen = WIDENED if format == "torch" and collate_fn is None else {}
-        self._projection = dataset.projection(columns, self._widen)
-        self._finish = self._assembler()
-        self._computed = 0
-        """Ids of shuffled orders so far."""
-        self._next_epoch: int | None = None
-        self._loaded: Cursor | None = None
-        self._progress: Progress | None = None
-        """Of the newest iterator. That one itself belongs to the caller: what it read ahead goes when he drops it."""
-        self._iterator: weakref.ref[EpochIterator] | None = None
-        self._last: Progress | None = None
-        """Of the iterator before the newest, if anything was asked of it."""
-        self._topology: Topology | None = None
-        if collate_fn is not None:
-            _log.info("collate_fn gets a list of record dicts: the slow path; a transform of the whole batch is faster")
+        is_ours = isinstance(dataset, Dataset) and (batch_size is not None or batch_sampler is not None)
+        self._native: Native | None = None
+        if is_ours:
+            options = LoaderOptions(
+                1 if batch_size is None else batch_size, columns, format, layout, transform, transform_threads, fill_nulls,
+                prefetch_bytes, return_ids,
+            )  # fmt: skip
+            self._native = Native(dataset, options, collate_fn, on_error)
+            _check_native(format, collate_fn, seed_records, completion_order)
+        else:
+            _check_foreign(given)
+        self._records = records_of(dataset) if self._native is None else self._native.records
+        plot = Plot(
+            ("once" if reshuffle == "once" else "global") if shuffle else "sequential",
+            seed, 1 if batch_size is None else batch_size, remainder or ("drop" if drop_last else "uneven"),
+            rank, world_size, is_ours, None if generator is None else lambda: _drawn(generator),
+        )  # fmt: skip
+        self._course: Course | None = None
+        made = sampler
+        if sampler is None and batch_sampler is None and not isinstance(dataset, IterableDataset):
+            self._course = Course(self._records, plot)
+            made = self._own_sampler(dataset, plot, generator)
+        torch_collate = ColumnCollate() if is_ours and collate_fn is None else collate_fn
+        super().__init__(
+            dataset, batch_size, None if made is not None else shuffle, made, batch_sampler, num_workers, torch_collate,
+            pin_memory, drop_last, timeout, worker_init_fn, multiprocessing_context, generator,
+            prefetch_factor=prefetch_factor, persistent_workers=persistent_workers, pin_memory_device=pin_memory_device,
+            in_order=in_order,
+        )  # fmt: skip
+        if sampler is not None and shuffle:
+            raise ValueError("sampler option is mutually exclusive with shuffle")
+        self.shuffle, self.seed, self.rank, self.world_size, self.remainder = shuffle, seed, rank, world_size, remainder
+        self.columns, self.format, self.layout, self.fill_nulls = columns, format, layout, fill_nulls
+        self.transform, self.transform_threads, self.prefetch_bytes = transform, transform_threads, prefetch_bytes
+        self.reshuffle, self.return_ids, self.split = reshuffle, return_ids, None
+        self.fetch_threads, self.completion_order, self.on_error = fetch_threads, completion_order, on_error
+        self.seed_records = seed_records
+        self._adopt(made is not None and sampler is None)
+        self._replay = None if self._course is not None else Replay(self._records, self._order_of())
+        self._fetch = FetchOptions()
+        if not is_ours and not isinstance(dataset, IterableDataset):
+            threads = fetch_threads_for(dataset, 1 if seed_records and fetch_threads == "auto" else fetch_threads)
+            record_seed = self._order_seed if seed_records else None
+            self._fetch = FetchOptions(threads, completion_order, on_error, record_seed)
+        self._bad: list[BadRow] = []
+        self._tally: Tally | None = None
+        """Of the newest iterator over a foreign data set."""
+        self._reading: weakref.ref[Any] | None = None
+        """The newest iterator over our own. It belongs to the caller: what it read ahead goes when he drops it."""
+
+    def _own_sampler(self, dataset: Any, plot: Plot, generator: torch.Generator | None) -> Sampler[int]:
+        """Return the sampler of a loader that was given none."""
+        course = self._course
+        assert course is not None, "just made"
+        if plot.is_shared or plot.rank is not None:
+            return ShuffleSampler.of(course, dataset)
+        if plot.order == "sequential":
+            return InOrder(dataset, course)
+        return Shuffled(dataset, course, generator)
+
+    def _adopt(self, is_own: bool) -> None:
+        """Go by the course of a sampler of ours, also one that stands in a user's or a trainer's batch sampler."""
+        plain = type(self.batch_sampler) is BatchSampler or self.batch_sampler is None
+        found = getattr(self.batch_sampler, "sampler", None) if self.batch_sampler is not None else self.sampler
+        if is_own or not plain or not isinstance(found, OrderSampler):
+            return
+        self._course = course = found.course
+        size = getattr(self.batch_sampler, "batch_size", 1)
+        remainder: Remainder = "drop" if getattr(self.batch_sampler, "drop_last", False) else course.plot.remainder
+        if self._native is not None:
+            course.plot = replace(course.plot, batch_size=size, remainder=remainder)
+            course.records = self._records
+
+    def _order_of(self) -> str:
+        what = self.batch_sampler if self.batch_sampler is not None else self.sampler
+        if isinstance(self.dataset, IterableDataset):
+            what = self.dataset
+        elif type(what) is BatchSampler:
+            what = what.sampler
+        return f"a {type(what).__qualname__}"
+
+    @property
+    def _order_seed(self) -> int:
+        return self._course.seed if self._course is not None else int(self.seed or 0)
 
     # -- who, how many -----------------------------------------------------------------------------
 
@@ -149,26 +255,29 @@ class DataLoader:
         Raises:
             StateError: It changed after the first batch.
         """
-        now = resolve(*self._given)
-        if self._topology is not None and now != self._topology:
-            raise StateError(
-                f"rank and world size changed from {self._topology} to {now} after the first batch; make a new loader and "
-                "load the state into it"
-            )
-        return now
+        return Topology() if self._course is None else self._course.topology
 
-    def _partition(self, start: int) -> Partition:
-        return Partition(len(self.dataset), self.batch_size, self.topology, self.remainder, start)
+    @property
+    def quarantine(self) -> list[BadRow]:
+        """Records that could not be read and were skipped or replaced, with the cause, in the order they were met."""
+        return list(self._bad if self._native is None else self._native.bad)
 
     def __len__(self) -> int:
         """Return this rank's batches of a whole epoch, also after a state was loaded."""
-        return self._partition(0).step_count
+        if self._native is not None and self._course is not None:
+            return self._course.partition().step_count
+        return super().__len__()
 
     @property
     def remaining(self) -> int:
-        """This rank's batches from the position that the next (or present) iterator goes on from."""
-        position = self._loaded.position if self._loaded else self._progress.position if self._progress else 0
-        return self._partition(position).step_count
+        """This rank's batches from the position that the next (or present) iterator goes on from.
+
+        Raises:
+            StateError: The sampler is not ours, so nobody can know.
+        """
+        if self._course is None:
+            raise StateError(f"what is left of the epoch is known to {self._order_of()} alone")
+        return self._course.remaining.step_count
 
     # -- epochs and state --------------------------------------------------------------------------
 
@@ -180,47 +289,31 @@ class DataLoader:
         Raises:
             OptionError: Negative, or no integer.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0:
-            raise OptionError(f"epoch {epoch!r}; an integer of at least 0 is needed")
-        if self._loaded is not None and self._loaded.epoch != epoch:
-            _log.warning(
-                "set_epoch(%d) drops the loaded position %d of epoch %d",
-                epoch,
-                self._loaded.position,
-                self._loaded.epoch,
-            )
-            self._loaded = None
-        self._next_epoch = int(epoch)
-
-    def _epoch_after(self) -> int:
-        """The epoch of an iterator that nothing was said about."""
-        last = self._last if self._progress is None or not self._progress.is_bound else self._progress
-        if last is None:
-            return 0
-        # One that was resumed counts as having delivered: at the very end of an epoch nothing is left of it.
-        return last.epoch + (1 if last.delivered or last.start else 0)
+        if self._course is not None:
+            self._course.set_epoch(epoch)
+            return
+        cast(Replay, self._replay).set_epoch(epoch)
+        for who in (self.sampler, self.batch_sampler, getattr(self.batch_sampler, "sampler", None), self.dataset):
+            setter = getattr(who, "set_epoch", None)
+            if setter is not None:
+                setter(epoch)
+                return
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the newest iterator is: JSON, less than 1 KiB, O(1).
 
         It counts batches that `next` has returned, not those read ahead. Any rank's state serves all
         ranks, at any world size and batch size, if all have returned as many batches.
-        """
-        current = self._progress
-        if self._loaded is not None:
-            cursor = self._loaded
-        elif current is not None and current.is_bound:
-            cursor = self._cursor(current.epoch, current.position)
-        else:
-            cursor = self._cursor(self._next_epoch if self._next_epoch is not None else self._epoch_after(), 0)
-        return cursor.to_dict()
 
-    def _cursor(self, epoch: int, position: int) -> Cursor:
-        data = self.dataset
-        return Cursor(
-            dataset=data.identity, snapshot=data.manifest.snapshot, order=self.order_name, seed=self.seed % 2**64,
-            epoch=epoch, position=position, length=len(data),
-        )  # fmt: skip
+        Over an iterable data set or somebody else's sampler it is the number of batches; on resume those are drawn
+        again (of a sampler) or made again (of an iterable data set), and left out.
+        """
+        course, tally = self._course, self._tally
+        if course is None:
+            return cast(Replay, self._replay).state_dict()
+        if self._native is not None or tally is None:
+            return course.cursor().to_dict()
+        return (course.cursor(tally.records) if tally.is_begun else course.upcoming()).to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iterator go on where a state was taken.
@@ -231,22 +324,24 @@ class DataLoader:
         Raises:
             StateError: Of another data set, order or version, another seed than was given here, or damaged.
         """
+        if self._course is None:
+            if not isinstance(state, dict):
+                raise StateError(
+                    f"a saved state is a dict, not {type(state).__name__}; pass what state_dict() returned"
+                )
+            cast(Replay, self._replay).load_state_dict(state)
+            return
         cursor = Cursor.from_dict(state)
         self._return_to(cursor)
-        cursor.check(
-            identity=self.dataset.identity, order=self.order_name, seed=self.seed % 2**64 if self._seed_is_given else None,
-            length=len(self.dataset),
-        )  # fmt: skip
-        self.seed = cursor.seed
-        self._loaded = cursor
-        self._next_epoch = None
+        self._course.load(cursor)
 
     def _return_to(self, cursor: Cursor) -> None:
         """Open the snapshot that a state was taken from, if it is an older one of the same path."""
-        now = self.dataset.manifest.snapshot
-        if self._opened is None or cursor.snapshot is None or cursor.snapshot >= now:
+        if self._opened is None or self._native is None or cursor.snapshot is None:
             return
-        if cursor.dataset == self.dataset.identity:
+        data = self._native.dataset
+        now = data.manifest.snapshot
+        if cursor.snapshot >= now or cursor.dataset == data.identity:
             return
         try:
             older = open_dataset(*self._opened, snapshot=cursor.snapshot)
@@ -256,32 +351,92 @@ class DataLoader:
             _log.info(
                 "%s: going back to snapshot %d of %d, which the state was taken from", older.uri, cursor.snapshot, now
             )
-            self.dataset = older
-            self._projection = older.projection(self.options.columns, self._widen)
-            self._finish = self._assembler()
+            self._native.open(older)
+            self.__dict__["dataset"] = older  # torch forbids setting it from outside
 
     # -- iteration ---------------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         """Return an iterator over one epoch, or what is left of a loaded one.
 
         Epoch, position and rank are settled at its first `next`. The state is that of the newest iterator.
         """
+        native = self._native
+        if native is None:
+            return self._foreign_iterator()
         self.close()
-        if self._progress is not None and self._progress.is_bound:
-            self._last = self._progress
-        progress = self._progress = Progress()
-        iterator = EpochIterator(progress, lambda: self._bind(progress), self.__len__)
-        self._iterator = weakref.ref(iterator)
+        if self._course is None:
+            return self._listed_iterator(native)
+        course = self._course
+        progress = Progress()
+        course.begin(progress)
+
+        def bind() -> Read:
+            order = course.bind(progress)
+            return lambda rest: native.read(rest, order, self, course.watch)
+
+        return self._noted(EpochIterator(progress, bind, self.__len__))
+
+    def _noted(self, iterator: EpochIterator) -> EpochIterator:
+        self._reading = weakref.ref(iterator)
         return iterator
+
+    def _listed_iterator(self, native: Native) -> EpochIterator:
+        """Iterate over the numbers that a user's own sampler gives, over our own data."""
+        replay, progress = cast(Replay, self._replay), Progress()
+
+        def bind() -> Read:
+            replay.watch(lambda: progress.delivered)
+            skip = replay.begin()
+            progress.partition = Partition(2**62, 1)  # of which only the start and the count of steps matter
+            items = iter(Skipping(super(DataLoader, self)._index_sampler, lambda: skip))
+            plan = listed(items, len(native.dataset), self._auto_collation)
+            return lambda rest: native.read_listed(plan, self)
+
+        return self._noted(EpochIterator(progress, bind, self.__len__))
+
+    def _foreign_iterator(self) -> Iterator[Any]:
+        """Iterate as torch does."""
+        iterator: Iterator[Any] = super().__iter__()
+        if isinstance(self.dataset, IterableDataset):
+            for _ in range(
+                cast(Replay, self._replay).begin(are_made=True)
+            ):  # what was delivered is made again, and left out
+                next(iterator, None)
+        return iterator
+
+    @property
+    def _index_sampler(self) -> Any:
+        """What torch's iterators draw from."""
+        inner = super()._index_sampler
+        if self._replay is None or self._native is not None or isinstance(self.dataset, IterableDataset):
+            return inner
+        return Skipping(inner, self._replay.begin)
+
+    def _new_tally(self) -> Tally:
+        course, replay = self._course, self._replay
+        if course is not None:
+            self._tally = Tally(lambda: course.epoch, self._bad)
+        else:
+            assert replay is not None, "one of the two"
+            tally = self._tally = Tally(lambda: replay.epoch, self._bad)
+            replay.watch(lambda: tally.batches)
+        return self._tally
+
+    def _get_iterator(self) -> Any:
+        """Return a new iterator of torch's kind; called by torch's `__iter__`."""
+        if self.num_workers == 0:
+            return SingleProcess(self, self._fetch, self._new_tally())
+        self.check_worker_number_rationality()
+        return MultiProcess(self, self._fetch, self._new_tally, is_lazy=self._course is not None)
 
     def close(self) -> None:
         """Stop reading ahead. Idempotent; the loader can be iterated over again."""
-        iterator = self._iterator() if self._iterator is not None else None
+        iterator = self._reading() if self._reading is not None else None
         if iterator is not None:
             iterator.close()
 
-    def __enter__(self) -> DataLoader:
+    def __enter__(self) -> DataLoader[T_co]:
         return self
 
     def __exit__(
@@ -289,43 +444,36 @@ class DataLoader:
     ) -> None:
         self.close()
 
-    def _bind(self, progress: Progress) -> Read:
-        """Settle an iterator's epoch, position and rank; a loaded state is used up.
 
-        All or nothing: first everything that can be interrupted, then assignments.
-        """
-        topology = self.topology
-        loaded, chosen = self._loaded, self._next_epoch
-        epoch = loaded.epoch if loaded is not None else chosen if chosen is not None else self._epoch_after()
-        partition = self._partition(loaded.position if loaded is not None else 0)
-        dataset, projection, finish = self.dataset, self._projection, self._finish
-        order = make_order(self.order_name, len(dataset), self.seed, epoch)
+def _opened(dataset: Any, split: str | None) -> Any:
+    if isinstance(dataset, (str, os.PathLike)):
+        return open_dataset(dataset, split)
+    if split is not None:
+        raise OptionError(f"split={split!r} goes with a path; for an open data set say dataset.split({split!r})")
+    return dataset
 
-        def read(rest: Partition) -> Iterator[Any]:
-            plan = planned(rest, order, dataset.selection, self._watch)
-            stream = Stream(dataset.reading, projection, plan, finish, self.options.prefetch_bytes)
-            if self.options.transform is None:
-                return stream
-            return Transformed(stream, self.options.transform, self.options.transform_threads)
 
-        progress.epoch, progress.partition = epoch, partition
-        self._topology = topology
-        self._loaded = self._next_epoch = None
-        return read
+def _drawn(generator: torch.Generator) -> int:
+    return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
 
-    def _watch(self, ids: int) -> None:
-        """Compile the order's kernel once enough ids were computed without it."""
-        self._computed += ids
-        if self._computed > _COMPILE_AFTER and self.order_name != "sequential":
-            kernels.warm()
 
-    def _assembler(self) -> Assemble:
-        """What puts batches together."""
-        options, schema = self.options, self.dataset.manifest.schema
-        collate_fn = self.collate_fn
-        if collate_fn is not None:
-            return lambda ids, columns: collate_fn(records_of(columns, len(ids), schema))
-        return assembler(
-            schema, self._projection.names, "arrow" if options.format == "arrow" else "arrays", options.layout,
-            options.fill_nulls, tensor if options.format == "torch" else None, options.return_ids,
-        )  # fmt: skip
+def _check_native(format: str, collate_fn: object, seed_records: bool, completion_order: bool) -> None:
+    if collate_fn is not None:
+        if format != "torch":
+            raise OptionError(f"collate_fn builds the batch itself, so format={format!r} has no say; leave one out")
+        _log.info("collate_fn gets a list of record dicts: the slow path; a transform of the whole batch is faster")
+    for name, value in (("seed_records", seed_records), ("completion_order", completion_order)):
+        if value:
+            raise OptionError(
+                f"{name}=True is for data sets of other kinds; records of this one are read by the core, each into its slot. "
+                "For random augmentation take shufflestore.record_rng(seed, epoch, record_id) with return_ids=True"
+            )
+
+
+def _check_foreign(given: dict[str, Any]) -> None:
+    for name, default in _DATA_ONLY.items():
+        if given[name] != default:
+            raise OptionError(
+                f"{name}={given[name]!r} says how columns become batches, which this data set does not have: it is neither a "
+                "path nor what shufflestore.open returned. Use collate_fn, or convert it with shufflestore.convert"
+            )

@@ -201,3 +201,26 @@ class Partition:
         if steps_delivered and steps_delivered == self.step_count:
             return self.length
         return self.start + steps_delivered * self.step_records
+
+    def start_after(self, records_delivered: int) -> int:
+        """Return where an epoch goes on after so many records of this rank, if all ranks are as far.
+
+        A rank whose share is over has done the step that its last record is in.
+
+        Args:
+            records_delivered: In [0, record_count].
+
+        Raises:
+            OrderError: There are not so many records.
+
+        >>> part = Partition(11, 2, Topology(0, 2), "uneven")
+        >>> [part.start_after(records) for records in range(7)]
+        [0, 2, 4, 6, 8, 10, 11]
+        """
+        if not 0 <= records_delivered <= self.record_count:
+            raise OrderError(
+                f"{records_delivered} delivered records are outside [0, {self.record_count}] of this partition"
+            )
+        if records_delivered == self.record_count:
+            return self.next_start(-(-records_delivered // self.batch_size))
+        return self.start + records_delivered * self.topology.world_size

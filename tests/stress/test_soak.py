@@ -159,11 +159,11 @@ def test_a_broken_off_loop_gives_its_look_ahead_back_at_once(folder):
     for step, batch in enumerate(loader):
         check_batch(batch)
         if step == 2:
-            stream = weakref.ref(loader._iterator()._items)
+            stream = weakref.ref(loader._reading()._items)
             assert stream()._ahead, "something was read ahead"
             break
     assert stream() is None
-    assert loader._iterator() is None
+    assert loader._reading() is None
     assert loader.state_dict()["position"] == 15
 
 
