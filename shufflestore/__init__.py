@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shufflestore.collate.layouts import Jagged as Jagged
     from shufflestore.collate.layouts import Padded as Padded
+    from shufflestore.collate.packed import Packed as Packed
     from shufflestore.convert.base import SourceOptions as SourceOptions
     from shufflestore.convert.run import ConvertOptions as ConvertOptions
     from shufflestore.convert.run import ConvertReport as ConvertReport
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from shufflestore.dataset.inplace import index as index
     from shufflestore.dataset.opening import open as open
     from shufflestore.dataset.verify import verify as verify
+    from shufflestore.loader.images import decode_images as decode_images
     from shufflestore.loader.loader import DataLoader as DataLoader
+    from shufflestore.loader.loader import merge_states as merge_states
+    from shufflestore.loader.sampler import ShuffleSampler as ShuffleSampler
     from shufflestore.orders.random import record_rng as record_rng
 
 __version__ = "0.1.0"
@@ -35,12 +39,16 @@ _HOMES = {
     "DataLoader": "loader.loader",
     "Dataset": "dataset.dataset",
     "Jagged": "collate.layouts",
+    "Packed": "collate.packed",
     "Padded": "collate.layouts",
     "ShardOptions": "convert.shards",
+    "ShuffleSampler": "loader.sampler",
     "SourceOptions": "convert.base",
     "Writer": "convert.writer",
+    "decode_images": "loader.images",
     "gc": "dataset.gc",
     "index": "dataset.inplace",
+    "merge_states": "loader.loader",
     "open": "dataset.opening",
     "record_rng": "orders.random",
     "verify": "dataset.verify",
@@ -54,13 +62,17 @@ __all__ = [
     "DataLoader",
     "Dataset",
     "Jagged",
+    "Packed",
     "Padded",
     "ShardOptions",
+    "ShuffleSampler",
     "SourceOptions",
     "Writer",
     "convert",
+    "decode_images",
     "gc",
     "index",
+    "merge_states",
     "open",
     "record_rng",
     "verify",

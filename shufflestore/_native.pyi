@@ -2,7 +2,8 @@
 The native core: checksums, and readers that gather many small ranges of many files.
 """
 
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 import numpy
 import numpy.typing
@@ -32,6 +33,43 @@ def widen_limit(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order=
     """
     Copy and widen spans of uint16 into `out`: the plain C loop, for benchmarks.
     """
+
+class Packer:
+    """Takes the plain records of an iterator, column by column."""
+
+    def __init__(self, ignores_other_keys: bool) -> None: ...
+
+    def add_scalars(self, name: str, family: str, width: int, types: Sequence[object]) -> None:
+        """
+        Expect numbers (family i, u, f) or booleans (b) of so many bytes; besides Python's, of these types.
+        """
+
+    def add_arrays(self, name: str, type: object, family: str, width: int, shape: Sequence[int] | None, most: int) -> None:
+        """
+        Expect arrays of this shape, or of one dimension if it is None; then at most so many items in all.
+        """
+
+    def add_texts(self, name: str, is_bytes: bool, most: int) -> None:
+        """Expect strings or byte strings, at most so many bytes in all."""
+
+    def consume(self, records: Iterator[object], byte_limit: int) -> list[Any] | None:
+        """
+        Copy records until about so many bytes are held; return [], or [the record that is not plain], or
+        None at the end. What an iterator raises goes through; the records before it are held.
+        """
+
+    def hand_over(self) -> list[tuple[numpy.typing.NDArray[numpy.uint8], numpy.typing.NDArray[numpy.uint8] | None]]:
+        """
+        Return values and, where lengths differ, their ends as int64, of each column, and hold none.
+        """
+
+    @property
+    def count(self) -> int:
+        """Records held."""
+
+    @property
+    def byte_count(self) -> int:
+        """About their bytes."""
 
 class Pending:
     """One submitted batch of reads."""
@@ -91,6 +129,11 @@ class Reader:
     @property
     def engine(self) -> str:
         """The name of the engine."""
+
+def start_writing(fd: int, offset: int, size: int) -> None:
+    """
+    Have the system begin to put written bytes on the disk, so that fsync finds little left. Promises nothing.
+    """
 
 class Shards:
     """

@@ -9,7 +9,8 @@
     |-- MissingDependency  (ImportError)        an optional package is not installed
     |-- FormatError        (ValueError)         bytes that are not what they should be
     |   |-- UnsupportedFeature                  written by a newer version, or beyond this reader
-    |   `-- CorruptData                         a checksum, digest or length disagrees
+    |   |-- CorruptData                         a checksum, digest or length disagrees
+    |   `-- UndecodableRecord                   one record of a batch, which itself came whole
     `-- StorageError       (OSError)            the place that holds the bytes failed
         |-- NotFound       (FileNotFoundError)  nothing there by that name
         |-- AlreadyExists  (FileExistsError)    something there already
@@ -41,6 +42,7 @@ __all__ = [
     "SourceError",
     "StateError",
     "StorageError",
+    "UndecodableRecord",
     "UnsupportedFeature",
 ]
 
@@ -106,6 +108,20 @@ class UnsupportedFeature(FormatError):
 
 class CorruptData(FormatError):
     """A checksum, digest or length disagrees with the bytes."""
+
+
+class UndecodableRecord(FormatError):
+    """One record's value cannot be decoded; the rest of its batch can.
+
+    Attributes:
+        column: Its name.
+        position: Of the record in its batch, in [0, records).
+        record_id: Its number in the split, where the batch has ids.
+    """
+
+    column: str = ""
+    position: int = -1
+    record_id: int | None = None
 
 
 class StorageError(ShuffleStoreError, OSError):

@@ -46,6 +46,7 @@ MANY_PARAMETERS = {
 """Functions of more than 8 parameters, and why."""
 ANY_KEYWORDS = {
     "shufflestore/collate/layouts.py:to": "as torch.Tensor.to, whatever torch will add to it",
+    "shufflestore/collate/packed.py:to": "likewise",
     "shufflestore/convert/__init__.py:__call__": "hands everything on to the function it stands for",
 }
 """Public functions that take any keyword, and why."""

@@ -18,7 +18,9 @@ namespace shufflestore::bind {
 
 void bind_crc32c(nb::module_& m);
 void bind_limits(nb::module_& m);
+void bind_pack(nb::module_& m);
 void bind_reader(nb::module_& m);
+void bind_write(nb::module_& m);
 
 namespace {
 
@@ -45,7 +47,9 @@ NB_MODULE(_native, m) {
   nb::register_exception_translator(bind::translate);
   bind::bind_crc32c(m);
   bind::bind_limits(m);
+  bind::bind_pack(m);
   bind::bind_reader(m);
+  bind::bind_write(m);
   bind_resolve(m);
   m.def("cpu_features", &cpu_features, "Return what the processor offers, and the checksum kernel in use.");
   // Threads end while the interpreter is whole.

@@ -22,6 +22,7 @@ const Sys kReal = {
     .fstat = [](int fd, struct stat* found) { return ::fstat(fd, found); },
     .stat = [](const char* path, struct stat* found) { return ::stat(path, found); },
     .fadvise = ::posix_fadvise,
+    .sync_file_range = ::sync_file_range,
     .mmap = ::mmap,
     .munmap = ::munmap,
     .madvise = ::madvise,

@@ -19,7 +19,7 @@ __all__ = ["register", "run"]
 def register(commands: _SubParsersAction[ArgumentParser]) -> None:
     """Add `shufflestore convert`."""
     p = commands.add_parser("convert", help="write a data set that can be read in any order")
-    p.add_argument("source", help="a file, a folder or a quoted glob: Parquet, JSONL, Arrow, Hugging Face, tokens")
+    p.add_argument("source", help="a file, a folder or a quoted glob; see --from for kinds")
     p.add_argument("target", help="a new or empty folder")
     p.add_argument("--from", dest="kind", choices=sorted(KINDS), help="kind of the source; detected if not given")
     p.add_argument("--columns", help="names of the columns to keep, separated by commas")
@@ -29,6 +29,7 @@ def register(commands: _SubParsersAction[ArgumentParser]) -> None:
         "--shard-bytes", type=byte_size, default=ShardOptions().shard_bytes, metavar="SIZE", help="default 256MiB"
     )
     p.add_argument("--chunk-rows", type=count, metavar="N", help="records an Arrow record batch; by size if not given")
+    p.add_argument("--delimiter", help="of CSV files; a tab in .tsv and a comma in others if not given")
     p.add_argument("--token-dtype", choices=("uint16", "uint32"), help="of a raw token file (.bin); default uint16")
     p.add_argument("--record-tokens", type=count, metavar="N", help="cut a token file into records of N tokens")
     p.add_argument("--end-token", type=int, metavar="ID", help="token that ends a document of a token file")
@@ -38,7 +39,7 @@ def register(commands: _SubParsersAction[ArgumentParser]) -> None:
 
 def run(args: Namespace) -> int:
     """Convert and print what was written."""
-    given = {"token_dtype": args.token_dtype, "record_tokens": args.record_tokens, "end_token": args.end_token}
+    given = {key: getattr(args, key) for key in ("delimiter", "token_dtype", "record_tokens", "end_token")}
     source = SourceOptions(**{key: value for key, value in given.items() if value is not None})
     bar = None if args.quiet or args.json or not sys.stderr.isatty() else _Bar()
     options = ConvertOptions(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 from numpy.typing import NDArray
 
+from shufflestore.collate.packed import packed
 from shufflestore.errors import OptionError, SchemaError
 from shufflestore.format.decode import Column, numpy_type
 
@@ -29,8 +30,8 @@ __all__ = [
 ]
 
 A = TypeVar("A")
-Layout = Literal["jagged", "padded", "list"]
-LAYOUTS: Final = ("jagged", "padded", "list")
+Layout = Literal["jagged", "padded", "list", "nested", "packed"]
+LAYOUTS: Final = ("jagged", "padded", "list", "nested", "packed")
 Nulls = float | Mapping[str, float] | None
 """What stands for null numbers: a value for all columns, by column name, or None to refuse them."""
 
@@ -184,7 +185,7 @@ def collator(
     """Return what makes arrays of one column of any batch.
 
     Fixed shapes are stacked, (records, ...). Variable-length numbers come in `layout`: a Jagged,
-    a Padded, or a list of arrays. Strings, bytes and all that numpy has no numbers for come as
+    a Padded, a list of arrays, or a Packed. Strings, bytes and all that numpy has no numbers for come as
     lists. Structs come as dicts. Dates, times and durations come as integers in Arrow's own unit.
     A null list is an empty one; what is inside a null struct or fixed-size list is null.
 
@@ -200,10 +201,12 @@ def collator(
         say what stands for them.
 
     Raises:
-        OptionError: No such layout.
+        OptionError: No such layout, or "nested", which torch alone has: see `tensors.nested`.
     """
     if layout not in LAYOUTS:
         raise OptionError(f"layout {layout!r}; allowed are {list(LAYOUTS)}")
+    if layout == "nested":
+        raise OptionError("layout='nested' makes torch's nested tensors: it needs format='torch' of a DataLoader")
     return _collator(name, type_, layout, nulls, leaf)
 
 
@@ -238,6 +241,9 @@ def _list_collator(name: str, type_: pa.DataType, layout: Layout, nulls: Nulls, 
     plain = _collator(name, type_.value_type, "jagged", nulls, as_it_is)
     if layout == "list":
         return lambda column: [leaf(array) for array in Jagged(plain(column.children[0]), _ends(column))]
+
+    if layout == "packed":
+        return lambda column: packed(name, plain(column.children[0]), _ends(column), leaf)
 
     def padded(column: Column) -> Padded[Any]:
         values, lengths = plain(column.children[0]), np.diff(_ends(column))

@@ -53,10 +53,15 @@ def assembler(
         with_ids: Whether "record_id" is added: (records,) int64.
 
     Raises:
-        OptionError: No such layout, or a column is called "record_id" already.
+        OptionError: No such layout, one that the format does not have, or a column is called "record_id" already.
     """
     if with_ids:
         check_record_id(names)
+    if format == "arrow" and layout in ("nested", "packed"):
+        raise OptionError(
+            f"layout={layout!r} goes with tensors and arrays; format='arrow' delivers tables, whose lists are Arrow's: "
+            "leave the layout out"
+        )
     if format == "arrow":
 
         def table(ids: NDArray[np.int64], columns: dict[str, Column]) -> pa.Table:
@@ -66,7 +71,9 @@ def assembler(
 
         return table
     chosen = as_it_is if leaf is None else leaf
-    collate = [(name, _column_collator(schema.field(name), layout, nulls, chosen)) for name in names]
+    is_nested = layout == "nested" and leaf is not None  # of arrays, `collator` refuses it
+    per_column: Layout = "jagged" if is_nested else layout
+    collate = [(name, _column_collator(schema.field(name), per_column, nulls, chosen)) for name in names]
 
     def batch(ids: NDArray[np.int64], columns: dict[str, Column]) -> dict[str, Any]:
         made = {}
@@ -77,6 +84,10 @@ def assembler(
             made[RECORD_ID] = chosen(ids.copy())
         return made
 
+    if is_nested:
+        from shufflestore.collate.tensors import nested  # here, since it loads torch
+
+        return lambda ids, columns: nested(batch(ids, columns))
     return batch
 
 

@@ -22,21 +22,30 @@ __all__ = ["KINDS", "Piece", "Source", "SourceOptions", "SourceSpec", "detect", 
 
 KINDS: Final[Mapping[str, str]] = {
     "arrow": "shufflestore.convert.sources.arrow:ArrowSource",
+    "csv": "shufflestore.convert.sources.csv:CsvSource",
     "huggingface": "shufflestore.convert.sources.huggingface:HuggingFaceSource",
+    "imagefolder": "shufflestore.convert.sources.imagefolder:ImageFolderSource",
     "iterable": "shufflestore.convert.sources.iterable.source:IterableSource",
     "jsonl": "shufflestore.convert.sources.jsonl:JsonlSource",
+    "mds": "shufflestore.convert.sources.mds.source:MdsSource",
     "parquet": "shufflestore.convert.sources.parquet:ParquetSource",
     "tokens": "shufflestore.convert.sources.tokens:TokensSource",
+    "webdataset": "shufflestore.convert.sources.webdataset.source:WebDatasetSource",
 }
 """Where each kind lives, "module:Class". Each class takes (location, options, resolved schema or None)."""
 
 SUFFIXES: Final[Mapping[str, tuple[str, ...]]] = {
     "arrow": (".arrow", ".arrows", ".feather", ".ipc"),
+    "csv": (".csv", ".csv.gz", ".tsv", ".tsv.gz"),
+    "imagefolder": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     "jsonl": tuple(stem + end for stem in (".jsonl", ".ndjson") for end in ("", ".gz", ".zst")),
+    "mds": tuple(f".mds{end}" for end in ("", ".zstd", ".gz", ".bz2", ".br")),
     "parquet": (".parquet", ".pq"),
     "tokens": (".bin", ".npy"),
+    "webdataset": (".tar", ".tar.gz", ".tgz"),
 }
-"""By what names the kinds that are files are known. Plain `.json` counts only where nothing else is found."""
+"""By what names the kinds that are files are known. Plain `.json` counts only where nothing else is found, images
+only where they are at least half of the files: figures lie beside data of every kind."""
 
 JSON_SUFFIXES: Final = (".json", ".json.gz", ".json.zst")
 BOUNDS_SUFFIX: Final = ".bounds.npy"
@@ -84,6 +93,8 @@ class SourceOptions:
     """Large enough to amortize a call, small enough that hundreds fit in memory; bounds memory, not results."""
     use_threads: bool = False
     """Decode one piece with many threads. Off, since pieces are already read side by side."""
+    delimiter: str | None = None
+    """Between the values of a line of CSV; None for tabs in `.tsv` and commas in all else."""
     token_dtype: str | None = None
     """Of a raw token file, e.g. "uint32"; None for uint16, what vocabularies under 65,536 are stored as."""
     token_header_bytes: int = 0
@@ -112,6 +123,12 @@ class SourceOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; give at least 1")
+        if self.delimiter is not None and (
+            len(self.delimiter) != 1 or self.delimiter in '"\r\n' or self.delimiter > "~"
+        ):
+            raise OptionError(
+                f"delimiter is {self.delimiter!r}; give one ASCII character that is no quote or end of line"
+            )
         if self.token_header_bytes < 0:
             raise OptionError(f"token_header_bytes is {self.token_header_bytes}; give 0 or more")
 
@@ -337,6 +354,8 @@ def _kind_of_path(path: str) -> str:
         kind = _kind_of_name(name)
         if kind is not None:
             counts[kind] = counts.get(kind, 0) + 1
+    if counts.get("imagefolder", 0) < sum(counts.values()) / 2:
+        counts.pop("imagefolder", None)
     if not counts and any(name.endswith(JSON_SUFFIXES) for name in names):
         return "jsonl"
     if len(counts) == 1:

@@ -40,8 +40,8 @@ def convert(
     """Write a data set that can be read in any order.
 
     Args:
-        source: A path, folder or glob (Parquet, JSONL, Arrow, Hugging Face folders, token files),
-            a datasets.Dataset or DatasetDict, or any iterable of dicts.
+        source: A path, folder or glob (Parquet, JSONL, CSV, Arrow, WebDataset, MDS, Hugging Face, folders of images,
+            token files), a datasets.Dataset or DatasetDict, or any iterable of dicts.
         target: A folder, new or empty unless `if_exists` says otherwise.
         columns: Names of the columns to keep; None for all.
         schema: To cast to; None for the source's own.

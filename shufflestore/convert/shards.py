@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +43,7 @@ class ShardWriter:
     """Writes one run of records of one split as a row of shards.
 
     Where shards and chunks end depends on the records alone. A finished shard is synced, indexed
-    and published by a thread while the next one is written.
+    and published by two threads while the next one is written.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ShardWriter:
         self._written = 0
         self._written_rows = 0
         self._sealing: list[Future[dict[str, Any]]] = []
-        self._sealer = ThreadPoolExecutor(1, "shufflestore-seal")
+        self._sealer = ThreadPoolExecutor(2, "shufflestore-seal")
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take some records; they are written chunk by chunk. Raises OutOfSpace, StorageError, SourceError."""
@@ -169,29 +169,30 @@ class ShardWriter:
             # One at a time: bounds memory, and its error comes while this file is still `abandon`'s to remove.
             self._sealing[-1].result()  # no deadline: as long as the disk takes to sync one shard
         file, self._file, self._ipc, self._written, self._written_rows = self._file, None, None, 0, 0
-        number = len(self._sealing)
-        self._sealing.append(
-            self._sealer.submit(_publish_shard, file, self._folder, f"{self._prefix}-{number:03d}", self._tree)
-        )
+        stem = f"{self._prefix}-{len(self._sealing):03d}"
+        synced = self._sealer.submit(file.sync)
+        self._sealing.append(self._sealer.submit(_publish_shard, file, synced, self._folder, stem, self._tree))
 
 
-def _publish_shard(file: TemporaryFile, folder: Path, stem: str, tree: Tree) -> dict[str, Any]:
-    """Sync, index and publish one shard; return its row of the shard table."""
+def _publish_shard(file: TemporaryFile, synced: Future[None], folder: Path, stem: str, tree: Tree) -> dict[str, Any]:
+    """Index one shard while it is being synced, and publish it then; return its row of the shard table."""
     try:
-        file.sync()
         data = mapped(file.path)
         try:
             built = build_index(data, scan(fetcher(data), len(data)), tree)
         except ShuffleStoreError as cause:
+            synced.result()  # no deadline: as below; a disk that failed explains bytes that are not what was written
             raise SourceError(f"shard {stem}: Arrow data that cannot be indexed: {cause}") from cause
         finally:
             del data
+        synced.result()  # no deadline: as long as the disk takes
         digest = built.digest
         name = f"{stem}-{digest.hex()[:16]}"
         publish(folder / f"{name}.rows", built.parts, renews=True)
         # A file of this name has this digest, hence these bytes: losing the race is as good as winning it.
         publish_file(file, folder / f"{name}.arrow", renews=True)
     except BaseException:
+        wait([synced], timeout=None)  # no deadline: the descriptor is in use until then
         file.abandon()
         raise
     return shard_entry(f"shards/{name}.arrow", f"shards/{name}.rows", 0, built, digest)

@@ -168,7 +168,7 @@ class Stream(Generic[T], Iterator[T]):
 
     def _whole_bytes(self, columns: dict[str, Column]) -> int:
         """Return the bytes of columns that were read whole, as they are delivered."""
-        if not self._reading.indexes.whole_columns:
+        if self._reading.indexes.whole_columns.isdisjoint(self._projection.columns):
             return 0
         size: int = sum(column.arrow.nbytes for column in columns.values() if column.arrow is not None)
         return size

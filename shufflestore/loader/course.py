@@ -12,8 +12,9 @@ import numpy as np
 from shufflestore.distributed import resolve
 from shufflestore.errors import OptionError, StateError
 from shufflestore.orders import kernels
-from shufflestore.orders.cursor import Cursor
+from shufflestore.orders.cursor import Cursor, Share
 from shufflestore.orders.epoch import Order, OrderName, make_order
+from shufflestore.orders.holes import HoledOrder, Holes, merged
 from shufflestore.orders.partition import Partition, Remainder, Topology
 
 __all__ = ["Course", "Plot", "Progress", "RecordProgress", "Records"]
@@ -40,6 +41,8 @@ class Progress:
     """Batches returned."""
     partition: Partition | None = None
     """Of the positions from which it began; None until the first `next`."""
+    holes: Holes | None = None
+    """Positions that a resumed epoch leaves out; then all others are counted without them."""
 
     @property
     def is_bound(self) -> bool:
@@ -152,6 +155,11 @@ class Course:
             )
         return now
 
+    @property
+    def known_rank(self) -> int:
+        """This process's rank as far as it was needed so far."""
+        return self._topology.rank if self._topology is not None else 0
+
     def partition(self, start: int = 0) -> Partition:
         """Return this rank's share of an epoch from a position on."""
         return Partition(self.records().length, self.plot.batch_size, self.topology, self.plot.remainder, start)
@@ -159,8 +167,17 @@ class Course:
     @property
     def remaining(self) -> Partition:
         """What is left from the position that the next (or present) iterator goes on from."""
-        position = self._loaded.position if self._loaded else self._progress.position if self._progress else 0
-        return self.partition(position)
+        if self._loaded is not None:
+            return self._resumed(self._loaded)[0]
+        current = self._progress
+        if current is None or current.partition is None:
+            return self.partition()
+        return replace(current.partition, start=current.position, topology=self.topology)
+
+    def _resumed(self, cursor: Cursor) -> tuple[Partition, Holes | None]:
+        holes = Holes.of(cursor.finished) if cursor.finished else None
+        whole = self.partition()
+        return replace(whole, length=whole.length - (len(holes) if holes else 0), start=cursor.position), holes
 
     # -- epochs ------------------------------------------------------------------------------------
 
@@ -210,11 +227,33 @@ class Course:
             delivered: Records of it that arrived where they were wanted; None for all that it gave out.
         """
         current = self._progress
-        if self._loaded is not None or current is None or not current.is_bound:
+        if self._loaded is not None or current is None or current.partition is None:
             return self.upcoming()
-        if delivered is None or current.partition is None:
-            return self._cursor(current.epoch, current.position)
-        return self._cursor(current.epoch, current.partition.start_after(delivered))
+        position = current.position if delivered is None else current.partition.start_after(delivered)
+        if current.holes is None:
+            return self._cursor(current.epoch, position)
+        if position == current.partition.length:
+            return self._cursor(current.epoch, self.records().length)
+        actual = int(current.holes.actual(np.array([position]))[0])
+        return replace(self._cursor(current.epoch, actual), finished=current.holes.ranges(actual))
+
+    def share(self, records: int, beyond: list[tuple[int, int]]) -> Cursor:
+        """Return what this rank delivered out of order; where it is alone, where the epoch is.
+
+        Args:
+            records: Of this rank since the newest iterator began, all delivered.
+            beyond: Ranges of this rank's records beyond them that were delivered too.
+        """
+        current = self._progress
+        assert current is not None, "something was delivered"
+        assert current.partition is not None, "likewise"
+        who = current.partition.topology
+        cursor = replace(
+            self._cursor(current.epoch, current.partition.start),
+            finished=current.holes.ranges() if current.holes else (),
+            share=Share(who.rank, who.world_size, records, tuple(beyond)),
+        )
+        return merged([cursor]) if who.world_size == 1 else cursor
 
     def upcoming(self) -> Cursor:
         """Return where an iterator would begin that is made now."""
@@ -235,6 +274,11 @@ class Course:
         Raises:
             StateError: It is of another data set or order, or of another seed than was given.
         """
+        if cursor.share is not None:
+            raise StateError(
+                f"the saved state is of rank {cursor.share.rank} of {cursor.share.world_size} alone, which delivered out of "
+                "order; load what shufflestore.merge_states makes of the states of all ranks"
+            )
         length, identity, _ = self.records()
         given = None if self.plot.seed is None else self.plot.seed % 2**64
         cursor.check(identity=identity, order=self.plot.order, seed=given, length=length)
@@ -261,12 +305,12 @@ class Course:
         topology = self.topology
         loaded, chosen = self._loaded, self._next_epoch
         epoch = loaded.epoch if loaded is not None else chosen if chosen is not None else self._epoch_after()
-        partition = self.partition(loaded.position if loaded is not None else 0)
-        order = make_order(self.plot.order, partition.length, self.seed, epoch)
-        progress.epoch, progress.partition = epoch, partition
+        partition, holes = (self.partition(), None) if loaded is None else self._resumed(loaded)
+        order = make_order(self.plot.order, partition.length + (len(holes) if holes else 0), self.seed, epoch)
+        progress.epoch, progress.partition, progress.holes = epoch, partition, holes
         self._topology = topology
         self._loaded = self._next_epoch = None
-        return order
+        return order if holes is None else HoledOrder(order, holes)
 
     def watch(self, ids: int) -> None:
         """Compile the order's kernel once enough ids were computed without it."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from shufflestore.loader.course import Progress
+from shufflestore.loader.telemetry import Meter, next_in_range
 from shufflestore.orders.partition import Partition
 
 __all__ = ["EpochIterator", "Read"]
@@ -24,17 +25,28 @@ class EpochIterator(Iterator[Any]):
     last batch returned: nothing is skipped or repeated.
     """
 
-    def __init__(self, progress: Progress, bind: Callable[[], Read], step_count: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        bind: Callable[[], Read],
+        step_count: Callable[[], int],
+        meter: Meter,
+        sizes: Callable[[], int] | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
             progress: Fresh; kept up to date from now on.
             bind: Called once, at the first `next`: fills in `progress` and returns what reads.
             step_count: Batches of a whole epoch.
+            meter: Told of each batch.
+            sizes: Returns the records of the batch that comes next; None where the partition says that.
         """
         self._progress = progress
         self._bind = bind
         self._step_count = step_count
+        self._meter = meter
+        self._sizes = sizes
         self._read: Read | None = None
         self._items: Iterator[Any] | None = None
         self._process = os.getpid()
@@ -47,9 +59,11 @@ class EpochIterator(Iterator[Any]):
         if self._is_closed:
             raise StopIteration
         try:
+            self._meter.wait_began()
             if self._items is None or self._process != os.getpid():
                 self._items = self._begin()
-            batch = next(self._items)
+            batch = next_in_range(self._items)
+            self._meter.delivered(self._records() if self._sizes is None else self._sizes())
         except StopIteration:
             raise
         except BaseException:
@@ -58,6 +72,13 @@ class EpochIterator(Iterator[Any]):
             raise
         self._progress.delivered += 1  # no call between this and the return, hence no signal's exception
         return batch
+
+    def _records(self) -> int:
+        """Records of the batch that was just taken."""
+        progress = self._progress
+        part = progress.partition
+        assert part is not None, "just bound"
+        return min(part.batch_size, part.record_count - progress.delivered * part.batch_size)
 
     def _begin(self) -> Iterator[Any]:
         items, self._items = self._items, None

@@ -17,6 +17,7 @@ from torch.utils.data import _utils
 from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoaderIter, _SingleProcessDataLoaderIter
 
 from shufflestore.loader.fetch import BadRow, Delivered, Fetcher, FetchOptions, Task
+from shufflestore.loader.telemetry import Meter, batch_bytes
 
 __all__ = ["Instead", "MultiProcess", "SingleProcess", "Tally"]
 
@@ -24,14 +25,18 @@ __all__ = ["Instead", "MultiProcess", "SingleProcess", "Tally"]
 class Tally:
     """What an iterator gave out and what of it arrived, in steps and in records of this rank."""
 
-    def __init__(self, epoch: Callable[[], int] = int, bad: list[BadRow] | None = None) -> None:
+    def __init__(
+        self, epoch: Callable[[], int] = int, bad: list[BadRow] | None = None, meter: Meter | None = None
+    ) -> None:
         """Prepare.
 
         Args:
             epoch: Says which, once something was drawn.
             bad: Where rows that could not be read are noted.
+            meter: Told of each batch.
         """
         self.epoch = epoch
+        self.meter = meter
         self.batches = 0
         """Returned by `next`."""
         self.records = 0
@@ -51,12 +56,20 @@ class Tally:
         self._sent += 1
         return self._sent - 1
 
-    def arrive(self, step: int | None = None) -> None:
-        """Note a step that was returned; the next one in order if none is named."""
+    def ask(self) -> None:
+        """Note that a step is waited for."""
+        if self.meter is not None:
+            self.meter.wait_began()
+
+    def arrive(self, data: Any, step: int | None = None) -> None:
+        """Note a step that was returned, the next one in order if none is named, and its data."""
         while self._failed:  # whoever asks for a further batch has done with the one that raised
             self._failed -= 1
             self._advance()
         self.batches += 1
+        if self.meter is not None:
+            at = 0 if step is None else step - self._frontier
+            self.meter.delivered(self._sizes[at] if 0 <= at < len(self._sizes) else 1, batch_bytes(data))
         if step is None or step == self._frontier:
             self._advance()
             while self._frontier in self._early:
@@ -76,10 +89,12 @@ class Tally:
 
     def beyond(self) -> list[tuple[int, int]]:
         """Return what arrived before its turn: ranges of this rank's records, counted from the start."""
-        found, at = [], self.records
+        found: list[tuple[int, int]] = []
+        at = self.records
         for step, size in enumerate(self._sizes, self._frontier):
-            if step in self._early:
-                found.append((at, at + size))
+            if step in self._early and size:
+                first = found.pop()[0] if found and found[-1][1] == at else at
+                found.append((first, at + size))
             at += size
         return found
 
@@ -115,6 +130,7 @@ class SingleProcess(_SingleProcessDataLoaderIter):
         return index if self._fetcher is None else Task(step, self.tally.epoch(), index)
 
     def _next_data(self) -> Any:
+        self.tally.ask()
         try:
             data = super()._next_data() if self._fetcher is None else self._fetched(self._fetcher)
         except StopIteration:
@@ -122,7 +138,7 @@ class SingleProcess(_SingleProcessDataLoaderIter):
         except Exception:
             self.tally.fail()
             raise
-        self.tally.arrive()
+        self.tally.arrive(data)
         return data
 
     def _fetched(self, fetcher: Fetcher) -> Any:
@@ -187,6 +203,7 @@ class MultiProcess(_MultiProcessingDataLoaderIter):
 
     def _next_data(self) -> Any:
         self.tally.is_begun = True
+        self.tally.ask()
         if not self._is_primed:
             self._is_primed = True
             for _ in range(self._prefetch_factor * self._num_workers):
@@ -200,9 +217,9 @@ class MultiProcess(_MultiProcessingDataLoaderIter):
             raise
         if isinstance(data, Delivered):
             self.tally.bad += data.bad
-            self.tally.arrive(None if self._in_order else data.step)
+            self.tally.arrive(data.data, None if self._in_order else data.step)
             return data.data
-        self.tally.arrive()
+        self.tally.arrive(data)
         return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import weakref
@@ -12,26 +13,32 @@ from typing import Any, Generic, cast
 
 import torch
 import torch.utils.data
-from torch.utils.data import BatchSampler, IterableDataset, Sampler
+from torch.utils.data import BatchSampler, IterableDataset, Sampler, default_collate
 from typing_extensions import TypeVar
 
 from shufflestore.collate.layouts import Layout, Nulls
 from shufflestore.dataset.dataset import Dataset
 from shufflestore.dataset.opening import open as open_dataset
-from shufflestore.errors import OptionError, StateError
+from shufflestore.errors import OptionError, StateError, StorageError
 from shufflestore.loader.course import Course, Plot, Progress
 from shufflestore.loader.epoch import EpochIterator, Read
 from shufflestore.loader.fetch import BadRow, FetchOptions, OnError
+from shufflestore.loader.huggingface import recognise
 from shufflestore.loader.iterators import MultiProcess, SingleProcess, Tally
 from shufflestore.loader.kinds import fetch_threads_for
-from shufflestore.loader.native import ColumnCollate, Native, listed
+from shufflestore.loader.live import Live
+from shufflestore.loader.metrics import Stats
+from shufflestore.loader.native import ColumnCollate, Listed, Native, Tallied
 from shufflestore.loader.options import Format, LoaderOptions
 from shufflestore.loader.replay import Replay, Skipping
 from shufflestore.loader.sampler import InOrder, OrderSampler, Reshuffle, Shuffled, ShuffleSampler, records_of
+from shufflestore.loader.telemetry import Meter, Pulled
+from shufflestore.loader.trainers import accompany
 from shufflestore.orders.cursor import Cursor
+from shufflestore.orders.holes import merged
 from shufflestore.orders.partition import Partition, Remainder, Topology
 
-__all__ = ["DataLoader"]
+__all__ = ["DataLoader", "merge_states"]
 
 _log = logging.getLogger("shufflestore")
 T_co = TypeVar("T_co", covariant=True, default=Any)
@@ -198,14 +205,20 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self.reshuffle, self.return_ids, self.split = reshuffle, return_ids, None
         self.fetch_threads, self.completion_order, self.on_error = fetch_threads, completion_order, on_error
         self.seed_records = seed_records
-        self._adopt(made is not None and sampler is None)
+        self._is_own_sampler = sampler is None and batch_sampler is None
+        self._adopt(self._is_own_sampler)
+        self._is_prepared = False
         self._replay = None if self._course is not None else Replay(self._records, self._order_of())
         self._fetch = FetchOptions()
         if not is_ours and not isinstance(dataset, IterableDataset):
             threads = fetch_threads_for(dataset, 1 if seed_records and fetch_threads == "auto" else fetch_threads)
             record_seed = self._order_seed if seed_records else None
             self._fetch = FetchOptions(threads, completion_order, on_error, record_seed)
-        self._bad: list[BadRow] = []
+        self._bad: list[BadRow] = [] if self._native is None else self._native.bad
+        self._counts = _Counts(self._native, self._course, self._replay, self._bad)
+        self._meter = Meter(self._counts)
+        is_batched = self._auto_collation and not (seed_records or completion_order or worker_init_fn)
+        self._served = recognise(dataset) if is_batched and fetch_threads == "auto" else None
         self._tally: Tally | None = None
         """Of the newest iterator over a foreign data set."""
         self._reading: weakref.ref[Any] | None = None
@@ -246,6 +259,19 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
     def _order_seed(self) -> int:
         return self._course.seed if self._course is not None else int(self.seed or 0)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross processes, and be copied, as the arguments and the place in the epoch; workers and look-ahead stay."""
+        given = {
+            name: getattr(self, name) for name in inspect.signature(DataLoader.__init__).parameters if name != "self"
+        }
+        if self._is_own_sampler:
+            given["sampler"] = given["batch_sampler"] = None
+        elif self.batch_size is None and self.batch_sampler is not None:
+            given |= {"sampler": None, "batch_size": 1, "drop_last": False, "shuffle": None}
+        else:
+            given["batch_sampler"] = None
+        return _remade, (type(self), given, self.state_dict())
+
     # -- who, how many -----------------------------------------------------------------------------
 
     @property
@@ -260,7 +286,15 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
     @property
     def quarantine(self) -> list[BadRow]:
         """Records that could not be read and were skipped or replaced, with the cause, in the order they were met."""
-        return list(self._bad if self._native is None else self._native.bad)
+        return list(self._bad)
+
+    def stats(self) -> Stats:
+        """Return what was delivered so far, how long it was waited for, and what was read. Tens of microseconds."""
+        return self._meter.stats()
+
+    def live(self) -> Live:
+        """Return a live line on stderr, kept up to date while the loader is iterated over; to be closed, or for `with`."""
+        return Live(self._meter)
 
     def __len__(self) -> int:
         """Return this rank's batches of a whole epoch, also after a state was loaded."""
@@ -305,6 +339,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         It counts batches that `next` has returned, not those read ahead. Any rank's state serves all
         ranks, at any world size and batch size, if all have returned as many batches.
 
+        With `in_order=False` it holds what was delivered before its turn, too; on several ranks, what this one
+        delivered: load what `shufflestore.merge_states` makes of all of them.
+
         Over an iterable data set or somebody else's sampler it is the number of batches; on resume those are drawn
         again (of a sampler) or made again (of an iterable data set), and left out.
         """
@@ -313,7 +350,11 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             return cast(Replay, self._replay).state_dict()
         if self._native is not None or tally is None:
             return course.cursor().to_dict()
-        return (course.cursor(tally.records) if tally.is_begun else course.upcoming()).to_dict()
+        if not tally.is_begun:
+            return course.upcoming().to_dict()
+        if self.in_order or self.num_workers == 0:
+            return course.cursor(tally.records).to_dict()
+        return course.share(tally.records, tally.beyond()).to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iterator go on where a state was taken.
@@ -354,6 +395,42 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             self._native.open(older)
             self.__dict__["dataset"] = older  # torch forbids setting it from outside
 
+    # -- accelerate --------------------------------------------------------------------------------
+
+    use_stateful_dataloader = True
+    """By this accelerate sees that `save_state` is to keep our state, and `load_state` to load it."""
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        """Asked by `Accelerator.prepare`, and by nothing else: whether it must leave this loader as it is."""
+        self._is_prepared = self._is_divided
+        return self._is_prepared
+
+    @_is_accelerate_prepared.setter
+    def _is_accelerate_prepared(self, value: bool) -> None:
+        self._is_prepared = value
+
+    @property
+    def _is_divided(self) -> bool:
+        """Whether a sampler of ours gives each rank its share, so that a trainer must not do so again."""
+        return isinstance(getattr(self.batch_sampler, "sampler", self.sampler), ShuffleSampler)
+
+    def _accompanied(self, batches: Iterator[Any], steps: Callable[[], int]) -> Iterator[Any]:
+        """Do what accelerate does not do for a loader that says it is prepared."""
+        if not self._is_prepared:
+            return batches
+        is_padded = self._course is not None and self._course.plot.remainder == "pad"
+        is_placed = self.rank is not None or (self._course is not None and self._course.plot.rank is not None)
+        return accompany(batches, steps, is_pinned=self.pin_memory, is_padded=is_padded, is_placed=is_placed)
+
+    def _foreign_steps(self) -> int:
+        """Batches that a new iterator over a foreign data set will give."""
+        course = self._course
+        if course is None or course.upcoming().position == 0:
+            return len(self)
+        records, size = course.remaining.record_count, getattr(self.batch_sampler, "batch_size", 1)
+        return records // size if getattr(self.batch_sampler, "drop_last", False) else -(-records // size)
+
     # -- iteration ---------------------------------------------------------------------------------
 
     def __iter__(self) -> Any:
@@ -361,21 +438,22 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
 
         Epoch, position and rank are settled at its first `next`. The state is that of the newest iterator.
         """
-        native = self._native
+        native, course = self._native or self._serving(), self._course
         if native is None:
             return self._foreign_iterator()
         self.close()
-        if self._course is None:
+        if native is not self._native and not self._is_own_sampler:
+            return self._accompanied(self._served_iterator(native), self._foreign_steps)
+        if course is None:
             return self._listed_iterator(native)
-        course = self._course
         progress = Progress()
         course.begin(progress)
 
         def bind() -> Read:
             order = course.bind(progress)
-            return lambda rest: native.read(rest, order, self, course.watch)
+            return lambda rest: self._accompanied(native.read(rest, order, self, course.watch), lambda: rest.step_count)
 
-        return self._noted(EpochIterator(progress, bind, self.__len__))
+        return self._noted(EpochIterator(progress, bind, self.__len__, self._meter))
 
     def _noted(self, iterator: EpochIterator) -> EpochIterator:
         self._reading = weakref.ref(iterator)
@@ -384,16 +462,42 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
     def _listed_iterator(self, native: Native) -> EpochIterator:
         """Iterate over the numbers that a user's own sampler gives, over our own data."""
         replay, progress = cast(Replay, self._replay), Progress()
+        plans: list[Listed] = []
 
         def bind() -> Read:
             replay.watch(lambda: progress.delivered)
             skip = replay.begin()
             progress.partition = Partition(2**62, 1)  # of which only the start and the count of steps matter
             items = iter(Skipping(super(DataLoader, self)._index_sampler, lambda: skip))
-            plan = listed(items, len(native.dataset), self._auto_collation)
-            return lambda rest: native.read_listed(plan, self)
+            plans.append(Listed(items, len(native.dataset), self._auto_collation))
+            return lambda rest: self._accompanied(
+                native.read_listed(plans[0], self), lambda: len(self) - skip - rest.start
+            )
 
-        return self._noted(EpochIterator(progress, bind, self.__len__))
+        return self._noted(EpochIterator(progress, bind, self.__len__, self._meter, lambda: plans[0].sizes.popleft()))
+
+    def _serving(self) -> Native | None:
+        """Return what reads a Hugging Face data set from its own files; None where `datasets` has to."""
+        if self._served is not None and not self._served.is_current:  # its format was set in place
+            self._served, self._counts.native = recognise(self.dataset), None
+        if self._served is None or self._counts.native is not None:
+            return self._counts.native
+        collate_fn = None if self.collate_fn is default_collate else self.collate_fn
+        options = LoaderOptions(1, prefetch_bytes=self.prefetch_bytes)
+        try:
+            native = Native(self._served.dataset, options, collate_fn, self.on_error, self._served)
+        except StorageError as cause:
+            _log.info("the Hugging Face data set is read by datasets itself: its files cannot be indexed: %s", cause)
+            self._served = None
+            return None
+        native.bad = self._bad
+        self._counts.native = native
+        return native
+
+    def _served_iterator(self, native: Native) -> Tallied:
+        """Iterate over the numbers that somebody's sampler gives, over a Hugging Face data set that is read here."""
+        plan = Listed(iter(self._index_sampler), len(native.dataset), is_batched=True)
+        return Tallied(native.read_listed(plan, self), plan, self._new_tally())
 
     def _foreign_iterator(self) -> Iterator[Any]:
         """Iterate as torch does."""
@@ -403,7 +507,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
                 cast(Replay, self._replay).begin(are_made=True)
             ):  # what was delivered is made again, and left out
                 next(iterator, None)
-        return iterator
+        return self._accompanied(iterator, self._foreign_steps)
 
     @property
     def _index_sampler(self) -> Any:
@@ -416,10 +520,10 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
     def _new_tally(self) -> Tally:
         course, replay = self._course, self._replay
         if course is not None:
-            self._tally = Tally(lambda: course.epoch, self._bad)
+            self._tally = Tally(lambda: course.epoch, self._bad, self._meter)
         else:
             assert replay is not None, "one of the two"
-            tally = self._tally = Tally(lambda: replay.epoch, self._bad)
+            tally = self._tally = Tally(lambda: replay.epoch, self._bad, self._meter)
             replay.watch(lambda: tally.batches)
         return self._tally
 
@@ -443,6 +547,38 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _remade(kind: type[DataLoader[Any]], given: dict[str, Any], state: dict[str, Any]) -> DataLoader[Any]:
+    made = kind(**given)
+    made.load_state_dict(state)
+    return made
+
+
+class _Counts:
+    """What a loader's meter asks for. Knows no loader, which would keep itself alive through it."""
+
+    def __init__(self, native: Native | None, course: Course | None, replay: Replay | None, bad: list[BadRow]) -> None:
+        self.native, self._course, self._replay, self._bad = native, course, replay, bad
+
+    def __call__(self) -> Pulled:
+        course, native = self._course, self.native
+        epoch = course.epoch if course is not None else cast(Replay, self._replay).epoch
+        rank = 0 if course is None else course.known_rank
+        if native is None:
+            return Pulled("torch", quarantined=len(self._bad), epoch=epoch, rank=rank)
+        store, traffic = native.dataset.reading.store, native.traffic
+        engine = getattr(store, "engine", None)
+        counters: dict[str, int] = getattr(store, "counters", dict)()
+        return Pulled(
+            str(engine or "plain"),
+            counters.get("bytes_read"),
+            traffic.used_bytes,
+            traffic.ahead,
+            len(self._bad),
+            epoch,
+            rank,
+        )
 
 
 def _opened(dataset: Any, split: str | None) -> Any:
@@ -477,3 +613,15 @@ def _check_foreign(given: dict[str, Any]) -> None:
                 f"{name}={given[name]!r} says how columns become batches, which this data set does not have: it is neither a "
                 "path nor what shufflestore.open returned. Use collate_fn, or convert it with shufflestore.convert"
             )
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return one state for all ranks, where each delivered batches out of order (`in_order=False`).
+
+    Args:
+        states: What `state_dict` returned on each rank, in any order, of one iteration.
+
+    Raises:
+        StateError: One is damaged, or they are not of all ranks of one iteration.
+    """
+    return merged([Cursor.from_dict(state) for state in states]).to_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -13,18 +14,19 @@ from torch.utils.data.dataloader import _DatasetKind
 from shufflestore.collate.tables import Assemble, assembler, records_of
 from shufflestore.collate.tensors import WIDENED, tensor
 from shufflestore.dataset.dataset import Dataset
-from shufflestore.dataset.stream import Plan, Stream, planned
+from shufflestore.dataset.stream import Plan, Stream, Traffic, planned
 from shufflestore.errors import CorruptData, NotFound, OptionError, ShardTruncated
 from shufflestore.format.decode import Column
 from shufflestore.loader.course import Records
 from shufflestore.loader.fetch import BadRow, FetchOptions, OnError
+from shufflestore.loader.huggingface import Served
 from shufflestore.loader.iterators import Instead, MultiProcess, Tally
 from shufflestore.loader.options import LoaderOptions
 from shufflestore.loader.transform import Transformed
 from shufflestore.orders.epoch import Order
 from shufflestore.orders.partition import Partition
 
-__all__ = ["ColumnCollate", "Native", "listed"]
+__all__ = ["ColumnCollate", "Listed", "Native", "Tallied"]
 
 _UNREADABLE: Final = (CorruptData, ShardTruncated, NotFound)
 """What a bad row raises."""
@@ -50,9 +52,21 @@ class Native:
     """What is delivered of a data set, and how it comes."""
 
     def __init__(
-        self, dataset: Dataset, options: LoaderOptions, collate_fn: Callable[[Any], Any] | None, on_error: OnError
+        self,
+        dataset: Dataset,
+        options: LoaderOptions,
+        collate_fn: Callable[[Any], Any] | None,
+        on_error: OnError,
+        served: Served | None = None,
     ) -> None:
         """Prepare; nothing is read.
+
+        Args:
+            dataset: Whose records.
+            options: How columns become batches.
+            collate_fn: A user's own, of records; None for columns.
+            on_error: What becomes of a record that cannot be read.
+            served: The Hugging Face data set whose files these are, which then says how batches look.
 
         Raises:
             OptionError, SchemaError: By name and value.
@@ -62,7 +76,11 @@ class Native:
         self.on_error = on_error
         self.bad: list[BadRow] = []
         """Rows that were skipped or replaced, in the order in which they were met."""
+        self.traffic = Traffic()
+        self._served = served
         self._widen = WIDENED if options.format == "torch" and collate_fn is None else {}
+        if served is not None:
+            self._widen = served.widen
         self.open(dataset)
 
     def open(self, dataset: Dataset) -> None:
@@ -77,7 +95,9 @@ class Native:
 
     def _assembler(self) -> Assemble:
         """What puts batches together."""
-        options, schema = self.options, self.dataset.manifest.schema
+        options, schema, served = self.options, self.dataset.manifest.schema, self._served
+        if served is not None:
+            return served.collate if self.collate_fn is None else _ServedRecords(self.collate_fn, served)
         if self.collate_fn is not None:
             return _Records(self.collate_fn, schema)
         return assembler(
@@ -98,7 +118,9 @@ class Native:
 
         def batches(first_step: int, finish: Assemble) -> Iterator[Any]:
             plan = planned(rest, order, selection, watch, first_step)
-            return Stream(self.dataset.reading, self.projection, plan, finish, self.options.prefetch_bytes)
+            return Stream(
+                self.dataset.reading, self.projection, plan, finish, self.options.prefetch_bytes, self.traffic
+            )
 
         if self.on_error == "raise":
             return self._transformed(lambda finish: batches(0, finish), loader)
@@ -112,18 +134,23 @@ class Native:
         return self._transformed(careful, loader)
 
     def read_listed(self, plan: Plan, loader: Any) -> Iterator[Any]:
-        """Return an iterator over the batches of a plan that somebody else made."""
+        """Return an iterator over the batches of a plan that somebody else made, of record numbers of the view."""
         dataset = self.dataset
 
+        def selected(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+            planned = plan(count)
+            return None if planned is None else (dataset.selection.ids(planned[0]), planned[1])
+
         def batches(finish: Assemble) -> Iterator[Any]:
-            return Stream(dataset.reading, self.projection, plan, finish, self.options.prefetch_bytes)
+            return Stream(dataset.reading, self.projection, selected, finish, self.options.prefetch_bytes, self.traffic)
 
         return self._transformed(batches, loader)
 
     def _transformed(self, batches: Callable[[Assemble], Iterator[Any]], loader: Any) -> Iterator[Any]:
         """Put the user's own work behind the reading: in this process's threads, or in worker processes."""
         options, pin = self.options, _pinner(loader)
-        if loader.num_workers > 0 and self.collate_fn is not None:
+        is_users = self.collate_fn is not None or (self._served is not None and self._served.runs_user_code)
+        if loader.num_workers > 0 and is_users:
             return _InProcesses(batches(_kept), _Collated(self.finish, options.transform), loader)
         if loader.num_workers > 0 and options.transform is not None:
             return _InProcesses(batches(self.finish), options.transform, loader)
@@ -210,6 +237,16 @@ class _Records:
         return self._collate_fn(records_of(columns, len(ids), self._schema))
 
 
+class _ServedRecords:
+    """Puts batches together with a user's collate function, from what a Hugging Face data set's records would be."""
+
+    def __init__(self, collate_fn: Callable[[Any], Any], served: Served) -> None:
+        self._collate_fn, self._served = collate_fn, served
+
+    def __call__(self, ids: NDArray[np.int64], columns: dict[str, Column]) -> Any:
+        return self._collate_fn(self._served.records(ids, columns))
+
+
 class _Collated:
     """What a worker does with a batch of columns."""
 
@@ -284,32 +321,59 @@ def _pinner(loader: Any) -> Callable[[Any], Any] | None:
     return pin_memory
 
 
-def listed(batches: Iterator[Any], length: int, is_batched: bool) -> Plan:
-    """Return the plan of a user's own sampler.
+class Tallied(Iterator[Any]):
+    """Batches of a listed plan, counted as torch's iterators count theirs."""
 
-    Args:
-        batches: Lists of record numbers, or single ones.
-        length: Records that there are.
-        is_batched: Whether they are lists.
+    def __init__(self, items: Iterator[Any], plan: Listed, tally: Tally) -> None:
+        self._items, self._plan, self._tally = items, plan, tally
 
-    Raises:
-        OptionError: From the plan, where a number is no integer in [0, length).
-    """
+    def __next__(self) -> Any:
+        tally = self._tally
+        tally.is_begun = True
+        tally.ask()
+        batch = next(self._items)
+        tally.send(self._plan.sizes.popleft())
+        tally.arrive(batch)
+        return batch
 
-    def plan(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    def close(self) -> None:
+        """Stop reading ahead. Idempotent."""
+        self._items.close()  # type: ignore[attr-defined]
+
+
+class Listed:
+    """The plan of a user's own sampler."""
+
+    def __init__(self, batches: Iterator[Any], length: int, is_batched: bool) -> None:
+        """Prepare.
+
+        Args:
+            batches: Lists of record numbers, or single ones.
+            length: Records that there are.
+            is_batched: Whether they are lists.
+        """
+        self._batches, self._length, self._is_batched = batches, length, is_batched
+        self.sizes: deque[int] = deque()
+        """Records of the batches that were planned and not taken off here."""
+
+    def __call__(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Return ids and ends of at most so many further batches; see `dataset.stream.Plan`.
+
+        Raises:
+            OptionError: A number is no integer in [0, length).
+        """
         numbers: list[Any] = []
         ends: list[int] = []
-        for batch in batches:
-            numbers.extend(batch if is_batched else [batch])
+        for batch in self._batches:
+            numbers.extend(batch if self._is_batched else [batch])
             ends.append(len(numbers))
+            self.sizes.append(ends[-1] - (ends[-2] if len(ends) > 1 else 0))
             if len(ends) == count:
                 break
         if not ends:
             return None
-        ids = np.array(numbers)
+        ids, length = np.array(numbers), self._length
         if len(ids) and (ids.dtype.kind not in "iu" or int(ids.min()) < 0 or int(ids.max()) >= length):
             wrong = next(n for n in numbers if not isinstance(n, (int, np.integer)) or not 0 <= n < length)
             raise OptionError(f"the sampler gave {wrong!r}; records are numbered by integers in [0, {length})")
         return ids.astype(np.int64), np.array(ends, np.int64)
-
-    return plan

@@ -7,7 +7,7 @@ of less than 1 KiB, with a check value that catches a damaged or edited state.
 
 from __future__ import annotations
 
-__all__ = ["CURSOR_VERSION", "Cursor"]
+__all__ = ["CURSOR_VERSION", "Cursor", "Share"]
 
 import hashlib
 import json
@@ -33,6 +33,25 @@ _INTEGERS = {
 _TEXTS = {"dataset": _MAX_IDENTITY_CHARS, "order": _MAX_ORDER_CHARS}
 _MAY_BE_NONE = ("snapshot", "length")
 _FIELDS = ("version", "dataset", "snapshot", "order", "seed", "epoch", "position", "length")
+_OPTIONAL = ("finished", "share")
+_MAX_RANGES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank delivered where batches come out of order; to be merged with those of the other ranks.
+
+    Attributes:
+        rank: In [0, world_size).
+        world_size: Ranks.
+        records: Of this rank, all delivered, counted from where the iteration began.
+        beyond: Ranges [first, stop) of this rank's records that were delivered too.
+    """
+
+    rank: int
+    world_size: int
+    records: int
+    beyond: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +66,9 @@ class Cursor:
         epoch: In [0, 2**64).
         position: Positions of the order already delivered, in [0, length].
         length: Records in the order, if known: a cheap second check of the data set.
+        finished: Ranges (first, stop, stride) of positions beyond `position` that were delivered too.
+        share: Where this is what one of several ranks delivered out of order: `position` and `finished` are then
+            those at which the iteration began.
         version: Of this layout; 1.
 
     Raises:
@@ -66,6 +88,8 @@ class Cursor:
     epoch: int
     position: int
     length: int | None = None
+    finished: tuple[tuple[int, int, int], ...] = ()
+    share: Share | None = None
     version: int = CURSOR_VERSION
 
     def __post_init__(self) -> None:
@@ -77,10 +101,20 @@ class Cursor:
             _check_integer(name, getattr(self, name), most, may_be_none=name in _MAY_BE_NONE)
         if self.length is not None and self.position > self.length:
             raise StateError(f"position is {self.position}, outside [0, {self.length}], the length of the order")
+        top = _MAX_RECORDS if self.length is None else self.length
+        if len(self.finished) > _MAX_RANGES or not all(_is_range(r, 3, self.position, top) for r in self.finished):
+            raise StateError(
+                f"finished is {_short(self.finished)}, not ranges (first, stop, stride) in [{self.position}, {top}]"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the cursor as plain JSON values, under 1 KiB, with its check value."""
         fields = {name: getattr(self, name) for name in _FIELDS}
+        if self.finished:
+            fields["finished"] = [list(each) for each in self.finished]
+        if self.share is not None:
+            rank, world_size, records, beyond = (getattr(self.share, name) for name in Share.__slots__)
+            fields["share"] = [rank, world_size, records, [list(each) for each in beyond]]
         return {**fields, "check": _digest(fields)}
 
     @classmethod
@@ -103,13 +137,13 @@ class Cursor:
         missing = [name for name in (*_FIELDS, "check") if name not in state]
         if missing:
             raise StateError(f"the saved state has no field {missing[0]!r}; its fields are {_names(state)}")
-        unknown = [name for name in state if name not in _FIELDS and name != "check"]
+        unknown = [name for name in state if name not in (*_FIELDS, *_OPTIONAL, "check")]
         if unknown:
             raise StateError(
                 f"the saved state has an unknown field {_short(unknown[0])}; version 1 has {_names(_FIELDS)}"
             )
-        fields = {name: state[name] for name in _FIELDS}
-        cursor = cls(**fields)
+        fields = {name: state[name] for name in (*_FIELDS, *_OPTIONAL) if name in state}
+        cursor = cls(**{**fields, "finished": _ranges(fields.get("finished")), "share": _share(fields.get("share"))})
         if state["check"] != _digest(fields):
             raise StateError(
                 f"the saved state is corrupted: its check value is {_short(state['check'])} "
@@ -148,6 +182,33 @@ class Cursor:
                 f"the saved state is of {self.length} records, but there are {length} here; open snapshot "
                 f"{self.snapshot} of the data set, or start without a state"
             )
+
+
+def _is_range(value: Any, size: int, least: int, most: int) -> bool:
+    if len(value) != size or not all(type(number) is int for number in value):
+        return False
+    return bool(least <= value[0] < value[1] <= most and value[-1] > 0)
+
+
+def _ranges(value: Any) -> tuple[tuple[int, int, int], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(each, list) for each in value):
+        raise StateError(f"finished is {_short(value)}, not a list of ranges [first, stop, stride]")
+    return tuple(map(tuple, value))
+
+
+def _share(value: Any) -> Share | None:
+    if value is None:
+        return None
+    good = isinstance(value, list) and len(value) == 4 and isinstance(value[3], list)
+    if good:
+        rank, world_size, records, beyond = value
+        numbers = all(type(number) is int and number >= 0 for number in (rank, world_size, records))
+        ranges = all(isinstance(each, list) and _is_range(each, 2, records, _MAX_RECORDS) for each in beyond)
+        if numbers and rank < world_size and ranges:
+            return Share(rank, world_size, records, tuple(map(tuple, beyond)))
+    raise StateError(f"share is {_short(value)}, not [rank, world size, records, ranges beyond them]")
 
 
 def _check_version(version: object) -> None:

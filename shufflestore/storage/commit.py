@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from shufflestore import _native
 from shufflestore.errors import OutOfSpace, StorageError
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
 
 TEMPORARY: Final = ".tmp-"
 """Prefix of names that mean nothing yet."""
+_AHEAD_BYTES: Final = 16 << 20
+"""Written bytes that the disk is set to work on while more come; large enough for long extents."""
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 R = TypeVar("R")
 
@@ -96,6 +99,8 @@ class TemporaryFile(io.RawIOBase):
         self.path = folder / f"{TEMPORARY}{_machine()}-{os.getpid()}-{secrets.token_hex(6)}"
         self._expected = expected_bytes
         self._size = 0
+        self._started = 0
+        """Bytes that are on their way to the disk."""
         self._fd = self._do("create", system.open, str(self.path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
 
     def writable(self) -> bool:
@@ -112,6 +117,9 @@ class TemporaryFile(io.RawIOBase):
             done = self._do("write", system.write, self._fd, view)
             view = view[done:]
             self._size += done
+        if self._size - self._started >= _AHEAD_BYTES:
+            _native.start_writing(self._fd, self._started, self._size - self._started)
+            self._started = self._size
         return total
 
     def sync(self) -> None:

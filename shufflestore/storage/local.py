@@ -47,12 +47,23 @@ class LocalFlow:
         """Bytes of outputs that have started and were not taken."""
         return 0 if self._flow is None else self._flow.used
 
+    @property
+    def budget_bytes(self) -> int:
+        """Their bound: the one asked for, else what suits the engine; 0 while no engine was chosen."""
+        if self._budget is not None:
+            return self._budget
+        return 0 if self._reader is None else _suitable_bytes(self._reader)
+
     def of(self, reader: _native.Reader) -> _native.Flow:
         """Return the core's flow, another one after the store has changed to another engine."""
         if self._flow is None or self._reader is not reader:
-            suits = CACHED_AHEAD_BYTES if reader.engine == "mmap" else AHEAD_BYTES
-            self._flow, self._reader = reader.flow(suits if self._budget is None else self._budget), reader
+            limit = _suitable_bytes(reader) if self._budget is None else self._budget
+            self._flow, self._reader = reader.flow(limit), reader
         return self._flow
+
+
+def _suitable_bytes(reader: _native.Reader) -> int:
+    return CACHED_AHEAD_BYTES if reader.engine == "mmap" else AHEAD_BYTES
 
 
 class LocalPending:

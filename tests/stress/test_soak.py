@@ -44,7 +44,7 @@ def forget() -> None:
                 value.cache_clear()
     gc.collect()
     for thread in threading.enumerate():
-        if thread.name.startswith("shufflestore-transform"):
+        if thread.name.startswith(("shufflestore-transform", "shufflestore-fetch")):
             thread.join(60)
             while thread.native_id in map(int, os.listdir("/proc/self/task")):
                 pass  # Python's thread is over, the system's is about to be
@@ -114,6 +114,27 @@ def opened(folder, engine, ends: str) -> Callable[[], None]:
     return work
 
 
+class Numbers(list):
+    """Somebody else's data set, of which several threads fetch."""
+
+    thread_safe = True
+
+
+def foreign(length: int, steps: int | None = None) -> Callable[[], None]:
+    loader = ss.DataLoader(Numbers(range(length)), 5, shuffle=True, fetch_threads=3)
+
+    def work() -> None:
+        got = [n for batch in itertools.islice(loader, steps) for n in batch.tolist()]
+        assert sorted(got) == list(range(length)) if steps is None else len(set(got)) == 5 * steps
+
+    return work
+
+
+def test_epochs_and_abandoned_iterators_over_somebody_elses_data():
+    flat(foreign(12), 300)
+    flat(foreign(100, steps=2), 300)
+
+
 def test_two_thousand_epochs_of_a_tiny_set(tiny):
     flat(epochs(tiny), 2_000)
 
@@ -177,6 +198,19 @@ def test_campaign_ten_thousand_of_each(tiny, folder):
             flat(abandoned_loaders(data), int(2_000 * SCALE))
         for ends in ("closed", "dropped"):
             flat(opened(folder, engine, ends), int(1_000 * SCALE))
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3600)
+def test_campaign_a_hundred_thousand_batches_of_somebody_elses_data():
+    flat(foreign(500), int(1_000 * SCALE))
+    flat(foreign(100, steps=2), int(2_000 * SCALE))
+    loader = ss.DataLoader(Numbers(range(10_000)), 5, shuffle=True, num_workers=2, persistent_workers=True)
+
+    def epoch() -> None:
+        assert sorted(n for batch in loader for n in batch.tolist()) == list(range(10_000))
+
+    flat(epoch, int(20 * SCALE), growth_bytes=16 * MIB)
 
 
 @pytest.mark.campaign

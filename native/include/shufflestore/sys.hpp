@@ -18,6 +18,7 @@ struct Sys {
   int (*fstat)(int fd, struct stat* found);
   int (*stat)(const char* path, struct stat* found);
   int (*fadvise)(int fd, off_t offset, off_t size, int advice);  // returns the error, leaves errno alone
+  int (*sync_file_range)(int fd, off_t offset, off_t size, unsigned flags);
   void* (*mmap)(void* at, std::size_t size, int protection, int flags, int fd, off_t offset);
   int (*munmap)(void* at, std::size_t size);
   int (*madvise)(void* at, std::size_t size, int advice);

@@ -31,7 +31,9 @@ from shufflestore.convert.base import (
 )
 from shufflestore.errors import SchemaError, SourceError
 
-__all__ = ["FileSource", "InputFile", "common_type", "conform", "join_schemas", "list_files", "resolve_schema"]
+__all__ = [
+    "FileSource", "InputFile", "common_type", "conform", "join_schemas", "list_files", "resolve_schema", "split_of",
+]  # fmt: skip
 
 SPLIT_WORDS: Final = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -101,10 +103,10 @@ def _expand(path: str, kind: str) -> list[tuple[str, str]]:
         raise SourceError(
             f"folder {path} holds no {kind} files ({' '.join(ends)}) but {has}; name them with a glob, e.g. {path}/*"
         )
-    return [(str(here / name), _split(name)) for name in chosen]
+    return [(str(here / name), split_of(name)) for name in chosen]
 
 
-def _split(name: str) -> str:
+def split_of(name: str) -> str:
     """Return the split that a file's folders or, if none does, its own name begin with."""
     for part in name.split("/"):
         match = _WORD.match(part)

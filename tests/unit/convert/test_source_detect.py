@@ -29,6 +29,10 @@ def touch(folder, *names):
         (["a.arrow", "b.feather", "dataset_info.json"], "arrow"),
         (["a.bin", "a.bin.bounds.npy", "meta.json"], "tokens"),
         (["a.json", "_SUCCESS", ".hidden.parquet"], "jsonl"),
+        (["a.csv", "b.tsv", "c.csv.gz", "d.tsv.gz", "README.md"], "csv"),
+        (["a.tar", "b.tar.gz", "c.tgz", "a.tar.idx"], "webdataset"),
+        (["index.json", "shard.00000.mds", "shard.00001.mds.zstd"], "mds"),
+        (["cat/a.JPG", "dog/b.png", "notes.txt"], "imagefolder"),
         (["state.json", "data.arrow"], "huggingface"),
         (["dataset_dict.json", "train/state.json", "train/data.arrow"], "huggingface"),
     ],
@@ -77,15 +81,15 @@ def test_what_is_missing_or_empty_is_named(tmp_path):
 
 @pytest.mark.parametrize("value", [3, None, {"a": 1}, b"bytes", 1.5])
 def test_values_that_give_no_records_are_refused_with_the_kinds(value):
-    with pytest.raises(SourceError, match=r"is no source.*arrow, huggingface, iterable, jsonl, parquet, tokens"):
+    with pytest.raises(SourceError, match=r"is no source.*arrow, csv, .*iterable, .*tokens, webdataset"):
         detect(value)
 
 
 def test_a_url_and_an_unknown_kind_are_refused(tmp_path):
     with pytest.raises(SourceError, match="is a URL"):
         detect("s3://bucket/x.parquet")
-    with pytest.raises(OptionError, match="kind is 'csv'; give one of arrow"):
-        detect(tmp_path, kind="csv")
+    with pytest.raises(OptionError, match="kind is 'xml'; give one of arrow"):
+        detect(tmp_path, kind="xml")
     with pytest.raises(SourceError, match="reads files, but the source is a list"):
         detect([{"a": 1}], kind="parquet")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+import shufflestore as ss
 from shufflestore.dataset import stream as module
-from shufflestore.dataset.stream import WINDOW_IDS, Stream
+from shufflestore.dataset.stream import WINDOW_IDS, Stream, Traffic
 from shufflestore.errors import CorruptData
 from tests.invented import MemoryStore, arrow_bytes, memory_store, opened
 
@@ -15,7 +18,9 @@ N = 400
 TABLE = pa.table({"x": range(N), "s": ["x" * 100] * N})
 
 
-def stream(dataset, budget: int | None, batch: int = 4, planned: list | None = None, finish=None) -> Stream:
+def stream(
+    dataset, budget: int | None, batch: int = 4, planned: list | None = None, finish=None, traffic=None, **projection
+) -> Stream:
     step = 0
 
     def plan(batches: int):
@@ -28,8 +33,9 @@ def stream(dataset, budget: int | None, batch: int = 4, planned: list | None = N
         return (ids, ends) if len(ids) else None
 
     return Stream(
-        dataset.reading, dataset.projection(), plan, finish or (lambda ids, made: made["x"].values.tolist()), budget
-    )
+        dataset.reading, dataset.projection(**projection), plan,
+        finish or (lambda ids, made: made["x"].values.tolist()), budget, traffic,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -105,3 +111,76 @@ def test_closing_is_idempotent_and_final(store):
     made.close()
     made.close()
     assert list(made) == []
+
+
+# -- what was delivered, and how far ahead it is ---------------------------------------------------
+
+
+def test_used_bytes_are_those_that_the_records_take_in_their_files(store):
+    traffic = Traffic()
+    made = stream(opened(store), None, traffic=traffic)
+    assert traffic.used_bytes == 0
+    next(made)
+    assert traffic.used_bytes == 4 * (8 + 100), "what is read ahead is not delivered"
+    list(made)
+    assert traffic.used_bytes == N * (8 + 100)
+    list(stream(opened(store), None, batch=7, traffic=traffic))
+    assert traffic.used_bytes == 2 * N * (8 + 100), "streams that follow one another add up"
+
+
+def test_used_bytes_do_not_grow_with_wider_integers_but_with_columns_that_are_read_whole():
+    words = pa.array(["ab", "abcd"] * (N // 2))
+    table = pa.table(
+        {
+            "x": range(N),
+            "t": pa.array([[1, 2, 3]] * N, pa.list_(pa.uint16())),
+            "d": words.dictionary_encode(),
+        }
+    )
+    used = {}
+    for name, wide in (("t", {}), ("t", {"uint16": "i8"}), ("d", {})):
+        traffic = Traffic()
+        dataset = opened(memory_store([arrow_bytes(table, 50)]))
+        list(stream(dataset, None, finish=lambda ids, made: 0, traffic=traffic, columns=[name], widen=wide))
+        used[name, len(wide)] = traffic.used_bytes
+    assert used["t", 0] == used["t", 1] == N * 3 * 2
+    assert N * 3 <= used["d", 0] <= N * 3 + N * 4 + 8 * N, "the text and its offsets"
+
+
+def test_what_is_ahead_is_told_and_a_stream_that_is_gone_is_not_kept(tmp_path):
+    path = tmp_path / "x.arrow"
+    path.write_bytes(arrow_bytes(TABLE, 50))
+    ss.index(path)
+    dataset, traffic = ss.open(path), Traffic()
+    assert traffic.ahead is None
+    made = stream(dataset, 2_000, traffic=traffic)
+    seen = [traffic.ahead for _ in made]
+    assert all(0 <= ready <= most + 400 and most <= 2_000 for ready, most in seen), "or one batch"
+    assert any(ready for ready, _ in seen)
+    assert seen[-1] == (0, 0)
+    made.close()
+    assert traffic.ahead == (0, 0)
+    del made
+    assert traffic.ahead is None
+
+
+def test_nothing_is_ahead_in_a_store_that_reads_when_it_is_asked(store):
+    traffic = Traffic()
+    made = stream(opened(store), 2_000, traffic=traffic)
+    next(made)
+    assert traffic.ahead is None
+
+
+@pytest.mark.parametrize("budget", [None, 1 << 20])
+def test_all_that_is_ahead_is_ready_when_the_store_has_had_time(tmp_path, budget):
+    path = tmp_path / "x.arrow"
+    path.write_bytes(arrow_bytes(TABLE, 50))
+    ss.index(path)
+    traffic = Traffic()
+    made = stream(ss.open(path), budget, traffic=traffic)
+    for _ in range(8):
+        next(made)
+    stop = time.monotonic() + 60
+    while traffic.ahead[0] < traffic.ahead[1]:
+        assert time.monotonic() < stop
+    assert traffic.ahead[0] > 0

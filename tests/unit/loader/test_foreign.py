@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
+import pickle
 import random
 import threading
 import time
@@ -253,6 +255,30 @@ def test_state_with_persistent_workers_over_epochs(persistent):
     loader.load_state_dict(state)
     rest = flat(loader)
     assert sorted(part + rest) == sorted(first)
+
+
+@pytest.mark.parametrize(
+    "make", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"batch_size": 8, "shuffle": True, "seed": 3, "drop_last": True},
+        {"batch_size": 8, "num_workers": 2, "prefetch_factor": 3},
+        {"sampler": [5, 6, 7, 8], "batch_size": 2},
+        {"batch_sampler": [[1], [2, 3], [4]]},
+        {"batch_size": 4, "sampler": ss.ShuffleSampler(range(N), seed=2)},
+        {"batch_size": 8, "shuffle": True, "generator": torch.Generator().manual_seed(4)},
+    ],
+    ids=["shuffled", "workers", "sampler", "batch sampler", "our sampler", "generator"],
+)
+def test_a_copy_goes_on_where_the_loader_is(arguments, make):
+    loader = ss.DataLoader(range(N), **copy.deepcopy(arguments))
+    assert flat(make(loader)) == flat(make(loader)) != []
+    iterator = iter(loader)
+    next(iterator)
+    other = make(loader)
+    assert flat(other) == [int(n) for batch in iterator for n in batch]
 
 
 # -- bad rows ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -134,6 +135,12 @@ def test_a_users_sampler_supplies_the_records(folder, make):
     assert got + [batch["record_id"].tolist() for batch in again] == expected
 
 
+def test_a_users_sampler_numbers_the_records_of_a_view(folder):
+    view = ss.open(folder).select(range(100, 20, -2))
+    loader = ss.DataLoader(view, batch_size=3, sampler=[0, 39, 5, 5])
+    assert [batch["n"].tolist() for batch in loader] == [[100, 22, 90], [90]]
+
+
 @pytest.mark.parametrize("number", [103, -1, 1.5, "x"])
 def test_a_sampler_that_gives_no_record_is_refused(folder, number):
     with pytest.raises(OptionError, match=r"the sampler gave .*; records are numbered by integers in \[0, 103\)"):
@@ -214,3 +221,14 @@ def test_arguments_that_mean_nothing_here_are_refused(folder, argument):
 def test_single_records_come_as_dicts(folder):
     rows = list(ss.DataLoader(folder, batch_size=None))
     assert [row["n"] for row in rows] == list(range(N))
+
+
+def test_a_copy_goes_on_where_the_loader_is(folder):
+    loader = ss.DataLoader(folder, 8, shuffle=True, seed=3, return_ids=True, layout="padded", columns=["n", "tokens"])
+    iterator = iter(loader)
+    next(iterator)
+    other = pickle.loads(pickle.dumps(loader))
+    rest = [batch["record_id"].tolist() for batch in iterator]
+    got = list(other)
+    assert [batch["record_id"].tolist() for batch in got] == rest
+    assert list(got[0]) == ["n", "tokens", "record_id"]

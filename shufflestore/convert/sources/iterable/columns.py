@@ -28,24 +28,11 @@ _FEW: Final = 1_024
 
 
 class Column(Protocol):
-    """Takes the values of one column. What `add` and `accept` let in, `take` can encode.
-
-    Values come one by one, with `add`; or many are kept first, and then all accepted if they are of the
-    one easy kind that needs no closer look, which is several times as fast, or released.
-    """
+    """Takes the values of one column, one by one. What `add` lets in, `take` can encode."""
 
     def add(self, value: Any) -> int: ...  # about its bytes
     def undo(self) -> None: ...  # the last add
     def take(self) -> pa.Array: ...
-    @property
-    def keep(self) -> Callable[[Any], None]: ...  # safe from the owner's changes from then on
-    def is_easy(self) -> bool: ...  # all that is kept
-    def accept(self) -> int: ...  # what is kept and easy; about its bytes
-    def release(self) -> list[Any]: ...  # what is kept, given back
-
-
-_NUMPY: Final[dict[Any, type]] = {int: np.integer, float: np.floating, bool: np.bool_}
-"""numpy's scalars that Arrow takes as it takes Python's."""
 
 
 class _ScalarColumn:
@@ -54,8 +41,6 @@ class _ScalarColumn:
     def __init__(self, type_: pa.DataType) -> None:
         self._type = type_
         self._values: list[Any] = []
-        self._kept: list[Any] = []
-        self.keep = self._kept.append
         self._easy: Any = int if pt.is_integer(type_) else float if pt.is_floating(type_) else None
         if pt.is_boolean(type_):
             self._easy = bool
@@ -74,27 +59,14 @@ class _ScalarColumn:
     def _checked(self, value: Any) -> Any:
         if isinstance(value, (np.integer, np.floating, np.ndarray)) and value.ndim == 0:
             value = value.item()
+            if type(value) is self._easy and self._low <= value <= self._high:
+                return value
         if value is not None:
             encode([value], self._type)
         return value
 
     def undo(self) -> None:
         self._values.pop()
-
-    def is_easy(self) -> bool:
-        values = self._kept
-        if not all(
-            kind is self._easy or issubclass(kind, _NUMPY.get(self._easy, ())) for kind in set(map(type, values))
-        ):
-            return False
-        return self._easy is not int or bool(self._low <= min(values) and max(values) <= self._high)
-
-    def accept(self) -> int:
-        self._values += self._kept
-        return self._width * len(self.release())
-
-    def release(self) -> list[Any]:
-        return _emptied(self._kept)
 
     def take(self) -> pa.Array:
         values, self._values = self._values, []
@@ -109,8 +81,6 @@ class _TextColumn:
         self._easy: type = bytes if pt.is_binary(type_) or pt.is_large_binary(type_) else str
         self._is_large = pt.is_large_string(type_) or pt.is_large_binary(type_)
         self._values: list[Any] = []
-        self._kept: list[Any] = []
-        self.keep = self._kept.append
 
     def add(self, value: Any) -> int:
         if value is None:
@@ -130,20 +100,6 @@ class _TextColumn:
     def undo(self) -> None:
         self._values.pop()
 
-    def is_easy(self) -> bool:
-        values = self._kept
-        if set(map(type, values)) != {self._easy} or max(map(len, values)) > INT32_MAX:
-            return False
-        return self._easy is bytes or all(map(str.isascii, values))
-
-    def accept(self) -> int:
-        values = self.release()
-        self._values += values
-        return sum(map(len, values)) + 4 * len(values)
-
-    def release(self) -> list[Any]:
-        return _emptied(self._kept)
-
     def take(self) -> pa.Array:
         values, self._values = self._values, []
         return pa.array(values, self._type)
@@ -155,7 +111,6 @@ class _NestedColumn:
     def __init__(self, type_: pa.DataType) -> None:
         self._type = type_
         self._values: list[Any] = []
-        self._kept: list[Any] = []
         self._surely_fits = quick_check(type_)
 
     def add(self, value: Any) -> int:
@@ -166,18 +121,6 @@ class _NestedColumn:
 
     def undo(self) -> None:
         self._values.pop()
-
-    def keep(self, value: Any) -> None:
-        self._kept.append(own(value))
-
-    def is_easy(self) -> bool:
-        return False
-
-    def accept(self) -> int:
-        raise NotImplementedError("values with parts are looked at one by one")
-
-    def release(self) -> list[Any]:
-        return _emptied(self._kept)
 
     def take(self) -> pa.Array:
         values, self._values = self._values, []
@@ -201,11 +144,6 @@ class _ArrayColumn:
         self._lengths: list[int] = []
         self._nulls: list[int] = []
         self._done: list[pa.Array] = []
-        self._kept: list[Any] = []
-        """The size of each that stands in the block behind what was added; others themselves."""
-        self._kept_stop = 0
-        self._is_odd = False
-        """Whether something is kept that does not stand in the block."""
 
     def add(self, value: Any) -> int:
         if type(value) is not np.ndarray or (value.dtype is not self._dtype and value.dtype != self._dtype):
@@ -251,49 +189,11 @@ class _ArrayColumn:
         if self._nulls and self._nulls[-1] == len(self._lengths):
             self._nulls.pop()
 
-    def keep(self, value: Any) -> None:
-        if type(value) is np.ndarray and value.dtype is self._dtype and not self._is_odd:
-            shape = value.shape
-            is_right = shape == self._shape if self._shape else len(shape) == 1 and self._fixed in (None, shape[0])
-            start = self._kept_stop if self._kept else self._used
-            stop = start + value.size
-            if is_right and stop <= INT32_MAX:
-                if stop > self._room:
-                    self._grow(stop)
-                self._block[start:stop] = value if self._shape is None else value.reshape(-1)
-                self._kept.append(stop - start)
-                self._kept_stop = stop
-                return
-        self._is_odd = True
-        self._kept.append((own(value),))
-
-    def is_easy(self) -> bool:
-        return not self._is_odd
-
-    def accept(self) -> int:
-        added = self._kept_stop - self._used
-        self._used = self._kept_stop
-        self._lengths += self._kept
-        return added * self._width + 8 * len(_emptied(self._kept))
-
-    def release(self) -> list[Any]:
-        values, start = [], self._used
-        for kept in _emptied(self._kept):
-            if isinstance(kept, tuple):
-                values.append(kept[0])
-                continue
-            value = self._block[start : start + kept].copy()
-            values.append(value if self._shape is None else value.reshape(self._shape))
-            start += kept
-        self._is_odd = False
-        return values
-
     def _grow(self, wanted: int) -> None:
         if wanted > INT32_MAX and not pt.is_large_list(self._storage):
             raise Misfit(f"{wanted:,} items do not fit {self._storage}; use a large_list")
         block = np.empty(max(wanted, 2 * self._block.size), self._dtype)
-        filled = self._kept_stop if self._kept else self._used
-        block[:filled] = self._block[:filled]
+        block[: self._used] = self._block[: self._used]
         self._block, self._room = block, block.size
 
     def _seal(self) -> None:
@@ -319,13 +219,6 @@ class _ArrayColumn:
         self._seal()
         done, self._done = self._done, []
         return done[0] if len(done) == 1 else pa.concat_arrays(done)
-
-
-def _emptied(values: list[Any]) -> list[Any]:
-    """Return what a list holds and leave it empty: whoever appends to it goes on doing so."""
-    held = values.copy()
-    values.clear()
-    return held
 
 
 def column_of(type_: pa.DataType) -> Column:

@@ -1,13 +1,15 @@
-"""Dicts to record batches, column by column: numpy values are copied as blocks, never item by item."""
+"""Dicts to record batches: runs of plain records by the native core, all others one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any, Final
 
 import pyarrow as pa
 
 from shufflestore.convert.sources.iterable.columns import Column, adder, column_of
+from shufflestore.convert.sources.iterable.runs import Runs, runs_of
 from shufflestore.convert.sources.iterable.values import Misfit, SchemaGuess, check_record, misfit, own, size_of
 from shufflestore.errors import SchemaError
 
@@ -16,9 +18,9 @@ __all__ = ["HELD_BYTES", "HELD_RECORDS", "RecordBuilder"]
 HELD_RECORDS: Final = 1_000
 """Records whose types make the schema, as many as `datasets` looks at."""
 HELD_BYTES: Final = 16 << 20
-_SAMPLE: Final = 32
-"""Every how many records one is measured, which costs more than to keep it."""
-_GROUP_BYTES: Final = 8 << 20
+_PATIENCE: Final = 64
+"""Records taken one by one after one that is not plain: whatever is mixed, few runs are so short that to begin them
+costs more than they save."""
 
 
 class RecordBuilder:
@@ -53,7 +55,13 @@ class RecordBuilder:
         self._held: list[Mapping[str, Any]] = []
         self._guess = SchemaGuess()
         self._size = 0
-        self._flushed = 0
+        self._runs: Runs | None = None
+        self._is_in_run = False
+        """Whether the records since the last part stand in a run, or else in the columns."""
+        self._parts: list[pa.RecordBatch] = []
+        """Of the next batch."""
+        self._parted = 0
+        """Records that stand in parts or batches."""
         self._schema: pa.Schema | None = None
         self._columns: list[tuple[pa.Field, Column]] = []
         self._adds: list[tuple[str, Callable[[Any], int]]] = []
@@ -72,6 +80,9 @@ class RecordBuilder:
             SchemaError: It is no dict, has another key or a value of another type. The record is not taken.
         """
         if self._schema is not None:
+            if self._is_in_run:
+                self._part()
+                self._is_in_run = False
             self._append(record, self.record_count)
             self.record_count += 1
             return self.flush() if self._size >= self._batch_bytes else None
@@ -82,50 +93,51 @@ class RecordBuilder:
         self.record_count += 1
         return self.flush() if len(self._held) >= HELD_RECORDS or self._size >= HELD_BYTES else None
 
-    def add_many(self, records: Iterable[Mapping[str, Any]], group_records: int) -> Iterator[pa.RecordBatch]:
-        """Take records, several times as fast as one by one where each column's values are of one kind.
+    def add_many(self, records: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:
+        """Take records; where they are plain (see `Runs`) many times as fast as one by one, to the same batches.
 
         Args:
             records: Each may be changed by its owner as soon as the next is asked for.
-            group_records: How many are looked at together.
 
         Yields:
             The batches that became full. What is left then, `flush` returns.
 
         Raises:
             SchemaError: As `add`, for the first record that does not fit; those before it are taken.
+            Exception: What `records` raises; those before it are taken.
         """
-        kept = size = 0
-        for record in records:
-            if self._schema is None or type(record) is not dict or record.keys() != self._names:
-                yield from self._settle(kept)
-                kept = size = 0
-                batch = self.add(record)
+        source = iter(records)
+        while (left := self._take_run(source)) is not None:
+            made = map(self.add, chain(left, islice(source, _PATIENCE))) if left else [self.flush()]
+            for batch in made:
                 if batch is not None:
                     yield batch
-                continue
-            for name, keep in self._keeps:
-                keep(record[name])
-            kept += 1
-            if kept % _SAMPLE == 0:
-                size += _SAMPLE * sum(map(size_of, record.values()))  # they may have grown since the first ones
-            if kept >= group_records or size >= _GROUP_BYTES:
-                yield from self._settle(kept)
-                kept = size = 0
-        yield from self._settle(kept)
 
-    def _settle(self, kept: int) -> Iterator[pa.RecordBatch]:
-        """Take the records whose values are kept: all at once where they are easy."""
-        if kept and all(column.is_easy() for _, column in self._columns):
-            self._size += sum(column.accept() for _, column in self._columns)
-            self.record_count += kept
-            if self._size >= self._batch_bytes and (batch := self.flush()) is not None:
-                yield batch
-        elif kept:
-            names = [field.name for field, _ in self._columns]
-            for values in zip(*[column.release() for _, column in self._columns], strict=True):
-                if (batch := self.add(dict(zip(names, values, strict=True)))) is not None:
-                    yield batch
+    def _take_run(self, source: Iterator[Any]) -> list[Any] | None:
+        """Take records while they are plain; return the one that is not, if the run ends with one, or None at the end."""
+        if self._runs is None:
+            return list(islice(source, 1)) or None
+        if not self._is_in_run:
+            self._part()
+            self._is_in_run = True
+        before = self._runs.byte_count
+        try:
+            return self._runs.consume(source, self._batch_bytes - self._size + before)
+        finally:
+            self.record_count = self._parted + self._runs.record_count
+            self._size += self._runs.byte_count - before
+
+    def _part(self) -> None:
+        """Make a part of the next batch of the records since the last one."""
+        if self.record_count == self._parted:
+            return
+        if self._is_in_run:
+            assert self._runs is not None, "it was begun"
+            arrays = self._runs.take()
+        else:
+            arrays = [column.take() for _, column in self._columns]
+        self._parts.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        self._parted = self.record_count
 
     def flush(self) -> pa.RecordBatch | None:
         """Return the records that no batch has had yet; None if there are none. Raises SchemaError."""
@@ -134,11 +146,20 @@ class RecordBuilder:
             for number, record in enumerate(self._held):
                 self._append(record, number)
             self._held = []
-        if self.record_count == self._flushed or self._schema is None:
+        if self._schema is None:
             return None
-        arrays = [column.take() for _, column in self._columns]
-        self._flushed, self._size = self.record_count, 0
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        self._part()
+        parts, self._parts, self._size = self._parts, [], 0
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        try:
+            return pa.concat_batches(parts)
+        except pa.ArrowInvalid as e:
+            first = self.record_count - sum(part.num_rows for part in parts)
+            raise SchemaError(
+                f"records [{first:,}, {self.record_count:,}) do not fit one batch ({e}); "
+                "give the column a large_list, large_string or large_binary type with schema="
+            ) from e
 
     def _fix(self, schema: pa.Schema) -> None:
         if not schema.names or len(set(schema.names)) < len(schema.names):
@@ -146,7 +167,7 @@ class RecordBuilder:
         self._schema = schema
         self._columns = [(field, column_of(field.type)) for field in schema]
         self._adds = [(field.name, adder(field, column)) for field, column in self._columns]
-        self._keeps = [(field.name, column.keep) for field, column in self._columns]
+        self._runs = runs_of(schema, ignores_other_keys=self._ignores_other_keys)
         self._names = frozenset(schema.names)
         self._width = len(self._names)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,11 +17,6 @@ from shufflestore.convert.sources.iterable.values import check_record, infer_sch
 from shufflestore.errors import SourceError
 
 __all__ = ["IterableSource"]
-
-
-_GROUP_RECORDS: Final = 256
-"""Records put together column by column at a time: as many spread the cost of numpy's calls."""
-_GROUP_BYTES: Final = 4 << 20
 
 
 class IterableSource:
@@ -79,8 +74,7 @@ class IterableSource:
             SchemaError: A record does not fit; it is named by its number, from 0.
         """
         builder = self._builder(self.schema())
-        limit = max(1, min(_GROUP_RECORDS, int(_GROUP_BYTES * self._head_count / max(self._head_bytes, 1))))
-        yield from builder.add_many(self._records(), limit)
+        yield from builder.add_many(self._records())
         last = builder.flush()
         if last is not None:
             yield last
@@ -116,10 +110,11 @@ class IterableSource:
     def _digest_head(self, schema: pa.Schema) -> str:
         digest = hashlib.sha256()
         builder = self._builder(schema)
-        batches = [builder.add(record) for record in self._head]
-        for batch in [*batches, builder.flush()]:
-            if batch is not None:
-                digest.update(batch.serialize())
+        for batch in builder.add_many(self._head):
+            digest.update(batch.serialize())
+        last = builder.flush()
+        if last is not None:
+            digest.update(last.serialize())
         return digest.hexdigest()
 
     def _look(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Final
 
@@ -85,7 +86,7 @@ class SchemaGuess:
                     "give numbers, text, bytes, lists, dicts or arrays"
                 ) from e
             known = self._types.get(name, pa.null())
-            merged = _merge(known, type_)
+            merged = known if known is type_ else _merge(known, type_)
             if merged is None:
                 raise SchemaError(
                     f"record {number:,}: column {name!r} has a {told(value)} ({type_}), records before it {known}; "
@@ -118,6 +119,9 @@ def _as_lists(type_: pa.DataType) -> pa.DataType:
     return inner
 
 
+_NUMBERS: Final = frozenset(np.dtype(code).type for code in "bhilqBHILQefd")
+
+
 def _type_of(value: Any, *, is_top: bool = False) -> pa.DataType:
     if value is None:
         return pa.null()
@@ -127,6 +131,8 @@ def _type_of(value: Any, *, is_top: bool = False) -> pa.DataType:
         return _type_of_integers([value])
     if isinstance(value, np.ndarray):
         return _type_of_array(value, is_top=is_top)
+    if type(value) in _NUMBERS:
+        return _type_of_arrays(value.dtype, None, 0)
     if isinstance(value, Mapping):
         _check_keys(value)
         return pa.struct([(key, _type_of(item)) for key, item in value.items()])
@@ -166,10 +172,16 @@ def _type_of_integers(values: Sequence[int]) -> pa.DataType:
 def _type_of_array(value: np.ndarray[Any, Any], *, is_top: bool) -> pa.DataType:
     if value.dtype.kind in "OUS":
         return _type_of(value.tolist())
-    inner = pa.from_numpy_dtype(value.dtype.newbyteorder("="))
-    if is_top and value.ndim > 1 and value.size and value.dtype.kind in "iuf":
-        return pa.fixed_shape_tensor(inner, value.shape)
-    for _ in value.shape:
+    is_tensor = is_top and value.ndim > 1 and value.size > 0 and value.dtype.kind in "iuf"
+    return _type_of_arrays(value.dtype, value.shape if is_tensor else None, value.ndim)
+
+
+@lru_cache(64)  # records are many, their types few
+def _type_of_arrays(dtype: np.dtype[Any], shape: tuple[int, ...] | None, ndim: int) -> pa.DataType:
+    inner = pa.from_numpy_dtype(dtype.newbyteorder("="))
+    if shape is not None:
+        return pa.fixed_shape_tensor(inner, shape)
+    for _ in range(ndim):
         inner = pa.list_(inner)
     return inner
 
@@ -344,6 +356,8 @@ def own(value: Any) -> Any:
 
 def size_of(value: Any) -> int:
     """Return about what a value takes."""
+    if type(value) is np.ndarray:
+        return value.nbytes + 8
     if isinstance(value, (str, bytes, bytearray)):
         return len(value) + 4
     if hasattr(value, "nbytes"):
@@ -373,7 +387,7 @@ def misfit(number: int, field: pa.Field, value: Any, why: Exception) -> SchemaEr
 
 def check_record(record: Any, number: int) -> None:
     """Raise SchemaError unless a record is a dict with strings as keys."""
-    if not isinstance(record, Mapping):
+    if type(record) is not dict and not isinstance(record, Mapping):
         raise SchemaError(f"record {number:,} is a {told(record)}; a record is a dict of column names and values")
     _check_keys(record)
 

@@ -1,0 +1,1 @@
+"""MosaicML Streaming's MDS: `index` reads index.json, `columns` decodes values, `source` reads shards."""

@@ -1,0 +1,1 @@
+"""WebDataset: `tar` reads archives, `source` makes records of their members."""
