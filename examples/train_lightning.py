@@ -1,4 +1,4 @@
-"""Lightning Trainer: may be killed at any time and started again with another number of processes.
+"""Lightning Trainer: may be killed at any time and started again with any number of processes.
 
 Run: python examples/train_lightning.py, or torchrun --nproc-per-node 2 examples/train_lightning.py
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import shufflestore as ss
@@ -22,7 +21,7 @@ parser.add_argument("--folder", type=Path, default=Path("run-lightning"), help="
 parser.add_argument("--batch-size", type=int, default=8)
 
 
-class Line(lightning.LightningModule):
+class Line(LightningModule):
     """A line through 103 points."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
@@ -36,6 +35,12 @@ class Line(lightning.LightningModule):
     def train_dataloader(self) -> ss.DataLoader[Any]:  # noqa: D102
         return ss.DataLoader(self.folder / "store", self.batch_size, shuffle=True, seed=1, return_ids=True)
 
+    def on_train_start(self) -> None:
+        """Count the resumed epoch's steps as of today's ranks and batches: Trainer ends an epoch by their number."""
+        loader, now = self.trainer.train_dataloader, self.trainer.fit_loop.epoch_loop.batch_progress.current
+        change = len(loader) - loader.remaining - now.ready
+        now.ready, now.completed = now.ready + change, now.completed + change
+
     def training_step(self, batch: dict[str, Any], index: int) -> torch.Tensor:
         """Return the loss, and note which records it is of."""
         with (self.folder / f"seen-{self.trainer.world_size}-{self.global_rank}.txt").open("a") as seen:
@@ -47,12 +52,8 @@ class Line(lightning.LightningModule):
 
 
 if __name__ == "__main__":
-    args = parser.parse_args()
-    warnings.filterwarnings("ignore", ".*does not have many workers")  # ours reads without them
+    args, devices = parser.parse_args(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     last = args.folder / "checkpoints/last.ckpt"
     keep = ModelCheckpoint(last.parent, "last", every_n_train_steps=3, enable_version_counter=False)
-    trainer = lightning.Trainer(
-        accelerator="cpu", devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")), max_epochs=2, callbacks=[keep],
-        logger=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = Trainer(accelerator="cpu", devices=devices, max_epochs=2, callbacks=[keep], logger=False)
     trainer.fit(Line(args.folder, args.batch_size), ckpt_path=str(last) if last.exists() else None)

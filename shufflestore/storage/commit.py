@@ -17,8 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from shufflestore import _native
 from shufflestore.errors import OutOfSpace, StorageError
+
+try:
+    from shufflestore._native import start_writing as _start_writing
+except ImportError:  # advice to the disk, nothing that a file's content depends on
+
+    def _start_writing(fd: int, offset: int, size: int) -> None:
+        pass
+
 
 __all__ = [
     "SystemCalls",
@@ -118,7 +125,7 @@ class TemporaryFile(io.RawIOBase):
             view = view[done:]
             self._size += done
         if self._size - self._started >= _AHEAD_BYTES:
-            _native.start_writing(self._fd, self._started, self._size - self._started)
+            _start_writing(self._fd, self._started, self._size - self._started)
             self._started = self._size
         return total
 
