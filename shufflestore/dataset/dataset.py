@@ -31,7 +31,7 @@ class BatchOptions:
     """How `Dataset.batches` delivers, beyond what and in which order."""
 
     layout: Layout = "jagged"
-    """Of variable-length numbers: jagged wastes nothing, padded suits models, list suits loops."""
+    """Of variable-length numbers: jagged and packed waste nothing, padded and nested suit models, list suits loops."""
     fill_nulls: Nulls = None
     """What stands for null numbers; None refuses them, since any number would be a guess."""
     return_ids: bool = False

@@ -23,7 +23,7 @@ class LoaderOptions:
     columns: Sequence[str] | None = None
     format: Format = "torch"
     layout: Layout = "jagged"
-    """Of variable-length numbers: jagged wastes nothing, padded suits models, list suits loops."""
+    """Of variable-length numbers: jagged and packed waste nothing, padded and nested suit models, list suits loops."""
     transform: Callable[[Any], Any] | None = None
     transform_threads: int = 1
     """Of the transform: one keeps a batch of work beside the training step and never races with itself."""
