@@ -31,14 +31,15 @@ def main() -> None:
     loader = ss.DataLoader(store, batch_size=args.batch_size, shuffle=True, seed=1, return_ids=True)
     model = torch.nn.Linear(1, 1)
     model, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), loader)
-    epoch = step = 0
+    first = step = 0
     if last.exists():
-        epoch, step = json.loads(last.read_text())
+        first, step = json.loads(last.read_text())
         accelerator.load_state(str(args.folder / f"checkpoint-{step}"))
 
     with (args.folder / f"seen-{accelerator.num_processes}-{accelerator.process_index}.txt").open("a") as seen:
-        for epoch in range(epoch, args.epochs):
-            for step, batch in enumerate(loader, step + 1):
+        for epoch in range(first, args.epochs):
+            for batch in loader:
+                step += 1
                 print(epoch, step, *batch["record_id"].tolist(), file=seen, flush=True)
                 with accelerator.accumulate(model):
                     loss = torch.nn.functional.mse_loss(model(batch["x"].float()[:, None])[:, 0], batch["y"].float())
@@ -52,7 +53,6 @@ def main() -> None:
                         (args.folder / "new.json").write_text(json.dumps([epoch, step]))
                         (args.folder / "new.json").replace(last)  # a kill leaves the old one or the new one
     accelerator.print(f"{step} steps")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -31,27 +31,27 @@ def main() -> None:
     loader = ss.DataLoader(store, batch_size=args.batch_size, shuffle=True, seed=1, return_ids=True)
     model = DistributedDataParallel(torch.nn.Linear(1, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    epoch = step = 0
+    first = step = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         loader.load_state_dict(saved["loader"])
-        epoch, step = saved["epoch"], saved["step"]
+        first, step = saved["epoch"], saved["step"]
 
     with (args.folder / f"seen-{dist.get_world_size()}-{rank}.txt").open("a") as seen:
-        for epoch in range(epoch, args.epochs):
-            for step, batch in enumerate(loader, step + 1):
+        for epoch in range(first, args.epochs):
+            for batch in loader:
+                step += 1
                 print(epoch, step, *batch["record_id"].tolist(), file=seen, flush=True)
                 loss = torch.nn.functional.mse_loss(model(batch["x"].float()[:, None])[:, 0], batch["y"].float())
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's own
                 optimizer.step()
                 if step % 3 == 0 and rank == 0:
                     state = {"model": model.state_dict(), "loader": loader.state_dict(), "epoch": epoch, "step": step}
                     torch.save(state, args.folder / "new.pt")
                     (args.folder / "new.pt").replace(checkpoint)  # a kill leaves the old state or the new one
     print(f"rank {rank}: {step} steps, {model.module.weight.item():.2f} x + {model.module.bias.item():.2f}")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main() -> None:
         fabric.load(checkpoint, state)
 
     with (args.folder / f"seen-{fabric.world_size}-{fabric.global_rank}.txt").open("a") as seen:
-        for state["epoch"] in range(state["epoch"], args.epochs):
+        while state["epoch"] < args.epochs:
             for batch in loader:
                 batch = fabric.to_device(batch)
                 state["step"] += 1
@@ -49,6 +49,7 @@ def main() -> None:
                 optimizer.step()
                 if state["step"] % 3 == 0:
                     fabric.save(checkpoint, state)
+            state["epoch"] += 1
     fabric.print(f"{state['step']} steps, {line.weight.item():.2f} x + {line.bias.item():.2f}")
 
 

@@ -28,16 +28,17 @@ class Line(LightningModule):
         super().__init__()
         self.folder, self.batch_size, self.layer = folder, batch_size, torch.nn.Linear(1, 1)
 
-    def prepare_data(self) -> None:  # noqa: D102
+    def prepare_data(self) -> None:
         if not (self.folder / "store").exists():
             ss.convert([{"x": i / 103, "y": 3 * i / 103 + 1} for i in range(103)], self.folder / "store")
 
-    def train_dataloader(self) -> ss.DataLoader[Any]:  # noqa: D102
+    def train_dataloader(self) -> ss.DataLoader[Any]:
         return ss.DataLoader(self.folder / "store", self.batch_size, shuffle=True, seed=1, return_ids=True)
 
     def on_train_start(self) -> None:
         """Count the resumed epoch's steps as of today's ranks and batches: Trainer ends an epoch by their number."""
-        loader, now = self.trainer.train_dataloader, self.trainer.fit_loop.epoch_loop.batch_progress.current
+        loader: Any = self.trainer.train_dataloader
+        now = self.trainer.fit_loop.epoch_loop.batch_progress.current
         change = len(loader) - loader.remaining - now.ready
         now.ready, now.completed = now.ready + change, now.completed + change
 
@@ -47,7 +48,7 @@ class Line(LightningModule):
             print(self.current_epoch, self.global_step + 1, *batch["record_id"].tolist(), file=seen)
         return torch.nn.functional.mse_loss(self.layer(batch["x"].float()[:, None])[:, 0], batch["y"].float())
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import fully_shard
 
 import shufflestore as ss
@@ -37,21 +38,20 @@ def main() -> None:
     state: dict[str, Any] = {"model": model, "loader": loader, "step": 0}
     whole = [int(file.parent.name) for file in args.folder.glob("checkpoints/*/.metadata")]  # written last
     if whole:
-        dcp.load(state, checkpoint_id=args.folder / "checkpoints" / str(max(whole)))
+        load(state, checkpoint_id=args.folder / "checkpoints" / str(max(whole)))
 
     with (args.folder / f"seen-{dist.get_world_size()}-{rank}.txt").open("a") as seen:
-        for epoch in range(loader.sampler.epoch, args.epochs):
+        for epoch in range(loader.state_dict()["epoch"], args.epochs):
             for batch in loader:
                 state["step"] += 1
                 print(epoch, state["step"], *batch["record_id"].tolist(), file=seen, flush=True)
                 loss = torch.nn.functional.mse_loss(model(batch["x"].float()[:, None])[:, 0], batch["y"].float())
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's own
                 optimizer.step()
                 if state["step"] % 3 == 0:
-                    dcp.save(state, checkpoint_id=args.folder / "checkpoints" / str(state["step"]))
+                    save(state, checkpoint_id=args.folder / "checkpoints" / str(state["step"]))
     print(f"rank {rank}: {state['step']} steps")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

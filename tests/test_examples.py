@@ -20,8 +20,16 @@ SMALL = {
     "own_loop_writer.py": ["--records", "300"],
     "quickstart.py": ["--megabytes", "1", "--seconds", "0.2", "--workers", "1"],
     "resume.py": ["--records", "400"],
+    "train_accelerate.py": ["--folder", "."],
+    "train_ddp.py": ["--folder", "."],
+    "train_fabric.py": ["--folder", "."],
+    "train_lightning.py": ["--folder", "."],
+    "train_titan.py": ["--folder", "."],
     "train_tokens.py": ["--steps", "12", "--files", "2"],
+    "train_transformers.py": ["--folder", "."],
 }
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+STARTED_BY = {"train_ddp.py": TORCHRUN, "train_titan.py": TORCHRUN}
 
 
 def test_every_example_is_run():
@@ -31,7 +39,8 @@ def test_every_example_is_run():
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_example(name, tmp_path):
     arguments = [*SMALL[name], *(["--data", str(tmp_path)] if name == "quickstart.py" else [])]
-    command = [sys.executable, "-W", "error::UserWarning", EXAMPLES / name, *arguments]
+    warnings = ["-W", "error::UserWarning", "-W", "ignore:The 'train_dataloader' does not have many workers"]
+    command = [sys.executable, *warnings, *STARTED_BY.get(name, []), EXAMPLES / name, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 

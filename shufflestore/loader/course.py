@@ -174,6 +174,17 @@ class Course:
             return self.partition()
         return replace(current.partition, start=current.position, topology=self.topology)
 
+    def records_left(self, delivered: int | None) -> int:
+        """Return this rank's records from where the next (or present) iterator of a sampler goes on.
+
+        Args:
+            delivered: Of what the present one gave out, those that arrived; None where there is none.
+        """
+        current = self._progress
+        if self._loaded is not None or delivered is None or current is None or current.partition is None:
+            return self.remaining.record_count
+        return current.partition.record_count - delivered
+
     def _resumed(self, cursor: Cursor) -> tuple[Partition, Holes | None]:
         holes = Holes.of(cursor.finished) if cursor.finished else None
         whole = self.partition()
@@ -201,12 +212,14 @@ class Course:
         if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0:
             raise OptionError(f"epoch {epoch!r}; an integer of at least 0 is needed")
         if self._loaded is not None and self._loaded.epoch != epoch:
-            _log.warning(
-                "set_epoch(%d) drops the loaded position %d of epoch %d",
-                epoch,
-                self._loaded.position,
-                self._loaded.epoch,
-            )
+            is_over = self._loaded.position == self._loaded.length and self._loaded.epoch < epoch
+            if not is_over:
+                _log.warning(
+                    "set_epoch(%d) drops the loaded position %d of epoch %d",
+                    epoch,
+                    self._loaded.position,
+                    self._loaded.epoch,
+                )
             self._loaded = None
         self._next_epoch = int(epoch)
 

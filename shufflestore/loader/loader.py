@@ -311,7 +311,12 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         """
         if self._course is None:
             raise StateError(f"what is left of the epoch is known to {self._order_of()} alone")
-        return self._course.remaining.step_count
+        if self._native is not None:
+            return self._course.remaining.step_count
+        tally = self._tally
+        left = self._course.records_left(None if tally is None or not tally.is_begun else tally.records)
+        size = getattr(self.batch_sampler, "batch_size", 1)
+        return left // size if getattr(self.batch_sampler, "drop_last", False) else -(-left // size)
 
     # -- epochs and state --------------------------------------------------------------------------
 
@@ -532,7 +537,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         if self.num_workers == 0:
             return SingleProcess(self, self._fetch, self._new_tally())
         self.check_worker_number_rationality()
-        return MultiProcess(self, self._fetch, self._new_tally, is_lazy=self._course is not None)
+        new_tally = weakref.WeakMethod(self._new_tally)  # persistent workers' iterator is kept by the loader itself
+        return MultiProcess(self, self._fetch, lambda: (new_tally() or Tally)(), is_lazy=self._course is not None)
 
     def close(self) -> None:
         """Stop reading ahead. Idempotent; the loader can be iterated over again."""

@@ -41,7 +41,8 @@ class ColumnCollate:
         """Refuse: nothing here makes records first."""
         raise OptionError(
             "this loader's batches are columns, put together while they are read; its collate_fn cannot be called "
-            "with records. Pass a collate_fn of your own to get records"
+            "with records. Pass a collate_fn of your own to get records. A trainer that skips batches (accelerate's "
+            "skip_first_batches, transformers' resume without ignore_data_skip=True) need not: load_state_dict does"
         )
 
     def __repr__(self) -> str:

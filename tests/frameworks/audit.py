@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from tests.frameworks.launch import EXAMPLES, Launcher
 
@@ -75,3 +76,14 @@ def assert_survives_kills(
     assert len(kept(folder, ["2", "3"])) < len(first) + len(lines_of(folder, "3")), "the kill lost what was not saved"
     assert_exactly_once(folder, ["2", "3", "4"], records=103, epochs=2)
     return printed
+
+
+def assert_each_epoch_once(answers: list[dict[str, Any]], records: int, step_count: int) -> None:
+    """Hold what all ranks read, batch by batch, against the data: nothing lost or repeated, steps as many on all ranks."""
+    assert len({len(answer["epochs"]) for answer in answers}) == 1
+    orders = set()
+    for epochs in zip(*(answer["epochs"] for answer in answers), strict=True):
+        assert [len(batches) for batches in epochs] == [step_count] * len(answers)
+        assert sorted(i for batches in epochs for ids in batches for i in ids) == list(range(records))
+        orders.add(str(epochs))
+    assert len(orders) == len(answers[0]["epochs"]), "two epochs had the same order"

@@ -6,6 +6,7 @@ An import of several seconds is then paid once and not by each rank of each run.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import json
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 WARM = ("torch._dynamo", "torch.nn.parallel", "pandas", "shufflestore.loader.loader", "shufflestore.convert.run")
 """What every rank would import: the first step of an optimizer imports the compiler, pyarrow's first array pandas."""
+DEADLINE_SECONDS = 90
 
 
 class Launcher:
@@ -71,6 +73,12 @@ class Launcher:
         assert codes == [0] * max(world, 1), f"{codes}\n{printed}"
         return printed
 
+    def answers(self, target: str, arguments: list[str], world: int, folder: Path) -> list[Any]:
+        """Run all ranks; return what the last line of each is as JSON."""
+        self.succeed(target, arguments, world, folder)
+        files = [folder / f"printed-{world}-{rank}.txt" for rank in range(max(world, 1))]
+        return [json.loads(file.read_text().splitlines()[-1]) for file in files]
+
     def killed(self, target: str, arguments: list[str], world: int, folder: Path, after: int) -> None:
         """Run all ranks until the last one has killed itself."""
         codes = self.run(target, arguments, world, folder, kill_at=after)
@@ -97,10 +105,10 @@ def _serve(modules: list[str]) -> None:
         print(json.dumps(_supervised(ranks)), flush=True)
 
 
-def _supervised(ranks: list[int], seconds: float = 120) -> list[int]:
+def _supervised(ranks: list[int]) -> list[int]:
     """Wait for all; once one has failed, or time is over, kill the others."""
     codes: dict[int, int] = {}
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while len(codes) < len(ranks):
         for pid in set(ranks) - codes.keys():
             done, status = os.waitpid(pid, os.WNOHANG)
@@ -140,6 +148,7 @@ def _be_rank(job: dict[str, Any], rank: int, port: int) -> None:
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
         )  # fmt: skip
     os.chdir(folder)
+    faulthandler.dump_traceback_later(DEADLINE_SECONDS - 5)
     if job["kill_at"] and rank == world - 1:
         _die_after(job["kill_at"])
     target, arguments = job["target"], job["arguments"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import json
 import logging
@@ -279,6 +280,53 @@ def test_a_copy_goes_on_where_the_loader_is(arguments, make):
     next(iterator)
     other = make(loader)
     assert flat(other) == [int(n) for batch in iterator for n in batch]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ss.DataLoader(range(N), 8, True),
+        lambda: ss.DataLoader(range(N), 8, sampler=ss.ShuffleSampler(N)),
+        lambda: ss.DataLoader(range(N), 8, True, num_workers=2),
+    ],
+    ids=["own", "sampler", "workers"],
+)
+def test_what_remains_is_counted_in_batches(make):
+    loader = make()
+    assert loader.remaining == len(loader) == 13
+    iterator = iter(loader)
+    for left in (12, 11):
+        next(iterator)
+        assert loader.remaining == left
+    other = make()
+    other.load_state_dict(loader.state_dict())
+    assert other.remaining == 11
+    assert len(list(other)) == 11
+    assert other.remaining == 0
+
+
+def test_a_finished_epoch_is_followed_by_the_next_without_a_warning(caplog):
+    loader = ss.DataLoader(range(N), 8, True)
+    list(loader)
+    after = ss.DataLoader(range(N), 8, True)
+    after.load_state_dict(loader.state_dict())
+    after.set_epoch(1)
+    assert len(flat(after)) == N
+    assert not caplog.records
+
+
+def test_a_dropped_loader_with_persistent_workers_ends_them_at_once():
+    loader = ss.DataLoader(range(N), 8, True, num_workers=2, persistent_workers=True)
+    list(loader)
+    gc.disable()
+    try:
+        workers = loader._iterator._workers
+        began = time.monotonic()
+        del loader
+        assert not any(worker.is_alive() for worker in workers), "without the collector"
+        assert time.monotonic() - began < 4, "torch waits 5 s for a worker that does not listen"
+    finally:
+        gc.enable()
 
 
 # -- bad rows ------------------------------------------------------------------------------------------

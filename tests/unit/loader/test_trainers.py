@@ -72,7 +72,7 @@ def test_the_end_of_the_data_is_marked_on_the_last_batch_alone(store, accelerato
         ),
         "sampler": lambda: ss.DataLoader(data, batch_size=4, sampler=ss.ShuffleSampler(data)),
         "rank": lambda: ss.DataLoader(data, batch_size=4, shuffle=True, rank=1, world_size=2),
-        "workers": lambda: ss.DataLoader(data, 4, True, rank=0, world_size=1, num_workers=2, persistent_workers=True),
+        "workers": lambda: ss.DataLoader(data, 4, True, rank=0, world_size=1, num_workers=2),
         "single": lambda: ss.DataLoader(data, batch_size=None, shuffle=True, rank=0, world_size=1),
         "drop": lambda: ss.DataLoader(data, batch_size=4, drop_last=True, rank=0, world_size=1),
     }[kind]()
