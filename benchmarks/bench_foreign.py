@@ -108,12 +108,12 @@ def test_waiting(benchmark: Any, workload: Workload, rounds: int) -> None:
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_overhead(benchmark: Any, workload: Workload, rounds: int, workers: int) -> None:
     """A data set that cannot be helped."""
-    data = Computing(12_800 if workload.is_timed else 256, 0)
+    data = Computing(51_200 if workload.is_timed else 256, 0)
     makes: dict[str, Callable[[], Any]] = {
         "torch": lambda: Torch(data, BATCH, num_workers=workers),
         "ours": lambda: ss.DataLoader(data, BATCH, num_workers=workers, fetch_threads=1),
     }
-    medians, found = compare(makes, 4 * rounds + 1 if workload.is_timed else 1, benchmark)
+    medians, found = compare(makes, 2 * rounds - 1 if workload.is_timed else 1, benchmark)
     ratio = statistics.median(ours / theirs for ours, theirs in zip(found["ours"], found["torch"], strict=True))
     report = Report(f"foreign-overhead-{workers}", f"Records that only compute, {workers} workers", COMMAND)
     report.figures = [Figure("ours / torch's loader", ratio, 0.97)]

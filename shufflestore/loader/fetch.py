@@ -7,8 +7,11 @@ slowest of them, not as long as all of them. Results are those of torch's own lo
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.random  # here, since a worker that imports it just after a fork can fail on Python 3.11
 import torch
+from torch.utils.data import get_worker_info
 
 from shufflestore.errors import OptionError
 from shufflestore.orders.random import record_rng
@@ -26,6 +30,11 @@ __all__ = ["BadRow", "Delivered", "FetchOptions", "Fetcher", "OnError", "Task"]
 OnError = Literal["raise", "skip", "fill"]
 _TRIES: Final = 1000
 """Records that `fill` looks at for one that can be read."""
+_WINDOW_SECONDS: Final = 0.05
+"""Between two looks at how busy the fetch threads keep the cores."""
+_BUSY: Final = 0.85
+_IDLE: Final = 0.6
+"""Shares of the cores above which fewer threads work, and below which more."""
 
 
 class BadRow(NamedTuple):
@@ -232,31 +241,65 @@ class _Batch:
 
 
 class _Threads:
-    """Threads that work on batches in the order in which these came. They are daemons: nobody waits for a record."""
+    """Threads that work on batches in the order in which these came. They are daemons: nobody waits for a record.
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    Many threads suit records that wait. Of records that compute, more than the cores can serve only get in each
+    other's way: how many work is halved while they use up the cores, and doubled again while they do not.
+    """
+
+    def __init__(self, count: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._count = self.working = count
+        self._clock = clock
+        info = get_worker_info()
+        self.cores = max(1.0, len(os.sched_getaffinity(0)) / (1 if info is None else info.num_workers))
+        """That this process has to itself, where its loader's workers share the machine."""
         self._batches: deque[_Batch] = deque()
         self._some = threading.Semaphore(0)
+        self._gate = threading.Condition()
         self._is_closed = False
         self._running = 0
+        self._used, self._since = 0.0, clock()
 
     def give(self, batch: _Batch, threads: int) -> None:
         while self._running < self._count:
+            number = self._running
             self._running += 1
-            threading.Thread(target=self._run, name=f"shufflestore-fetch-{self._running}", daemon=True).start()
-        self._batches.extend([batch] * threads)
-        self._some.release(max(threads, 1)) if threads else None
+            threading.Thread(target=self._run, args=(number,), name=f"shufflestore-fetch-{number}", daemon=True).start()
+        if threads:
+            self._batches.extend([batch] * threads)
+            self._some.release(threads)
 
-    def _run(self) -> None:
+    def _run(self, number: int) -> None:
         while True:
+            if number >= self.working:  # never the first
+                with self._gate:
+                    self._gate.wait_for(lambda: number < self.working or self._is_closed)
             self._some.acquire()  # no deadline: ended by close, or with the process
             if self._is_closed:
                 return
+            before = time.thread_time()
             self._batches.popleft().work()
+            self.note(time.thread_time() - before)
+
+    def note(self, seconds: float) -> None:
+        """Count processor time; now and then decide how many threads work."""
+        self._used += seconds
+        now = self._clock()
+        if now - self._since < _WINDOW_SECONDS:
+            return
+        share = self._used / (now - self._since) / self.cores
+        self._used, self._since = 0.0, now
+        if share > _BUSY:
+            self.working = min(self._count, max(math.ceil(self.cores) + 1, self.working // 2))
+        elif share < _IDLE and self.working < self._count:
+            with self._gate:
+                self.working = min(self._count, self.working * 2)
+                self._gate.notify_all()
 
     def close(self) -> None:
         self._is_closed = True
+        with self._gate:
+            self._gate.notify_all()
         self._some.release(self._count)
 
 

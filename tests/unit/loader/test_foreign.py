@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import logging
+import math
 import pickle
 import random
 import threading
@@ -19,6 +20,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, RandomSamp
 
 import shufflestore as ss
 from shufflestore.errors import OptionError, StateError
+from shufflestore.loader.fetch import _Threads
 from shufflestore.loader.kinds import MANY, fetch_threads_for
 from shufflestore.orders.epoch import make_order
 
@@ -92,6 +94,33 @@ def test_the_batches_behind_are_fetched_with_it():
     data = Slow(0.02, 32)
     list(ss.DataLoader(data, 4, fetch_threads=8))
     assert data.most > 4
+
+
+def test_as_many_threads_work_as_the_cores_can_serve():
+    now = [0.0]
+    threads = _Threads(16, lambda: now[0])
+
+    def pass_by(busy):
+        now[0] += 0.06
+        threads.note(busy * 0.06 * threads.cores)
+        return threads.working
+
+    least = math.ceil(threads.cores) + 1
+    assert [pass_by(1.0) for _ in range(5)] == [max(8, least), max(4, least), least, least, least]
+    assert pass_by(0.7) == least, "between the two nothing changes"
+    assert [pass_by(0.1) for _ in range(4)][-1] == 16
+    now[0] += 0.01
+    threads.note(1.0)
+    assert threads.working == 16, "not within a window"
+    few = _Threads(1, lambda: now[0])
+    now[0] += 1
+    few.note(1e9)
+    assert few.working == 1
+
+
+def test_fewer_threads_deliver_all(monkeypatch):
+    monkeypatch.setattr(_Threads, "note", lambda self, seconds: setattr(self, "working", 1))
+    assert flat(ss.DataLoader(Slow(0), 8, fetch_threads=8)) == list(range(64))
 
 
 def test_completion_order_holds_the_same_records_as_they_came():
