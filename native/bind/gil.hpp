@@ -29,7 +29,7 @@ inline bool is_finalizing() noexcept {
 // frame that cannot be unwound then aborts the process. So such a thread stays here instead, as 3.14 has it.
 // Should the end not come (somebody joins this very thread at exit), it goes on after a moment.
 inline void outlive_interpreter() noexcept {
-  for (int waited = 0; waited < 400; ++waited) {
+  for (int waited = 0; waited < 2000; ++waited) {
     while (is_finalizing()) ::pause();
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
@@ -38,7 +38,7 @@ inline void outlive_interpreter() noexcept {
 // For the thread that ends the interpreter, before it does; it holds no GIL meanwhile. From here on no other
 // thread asks for the GIL, and those that were about to have it.
 inline void begin_the_end(std::thread::id ender) noexcept {
-  constexpr int kPatience = 1000;  // milliseconds; they need no more than their turn
+  constexpr int kPatience = 5000;  // milliseconds; they need no more than their turn, late as that may come
   g_ender = ender;
   g_is_ending.store(true);
   for (int waited = 0; waited < kPatience && g_returning.load() > 0; ++waited) {
