@@ -146,7 +146,8 @@ def check(found) -> None:
 
 
 UNSETTLED = ("daemon threads iterate", "daemon threads iterate, switching often")
-"""About 1 of 120 of these aborts ("terminate called without an active exception"), of a cause that is not known yet."""
+"""About 1 of 150 of these aborts: pyarrow lets the GIL go where it frees a RecordBatchReader, and Python before 3.14 ends
+a daemon thread that asks for it too late by unwinding, there through a C++ frame that cannot be (seen in a core dump)."""
 
 
 def ends(folder, engine, rounds, seconds, left_out=()) -> None:
