@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,11 +17,21 @@ from shufflestore.orders.epoch import Order, OrderName, make_order
 from shufflestore.orders.holes import HoledOrder, Holes, merged
 from shufflestore.orders.partition import Partition, Remainder, Topology
 
-__all__ = ["Course", "Plot", "Progress", "RecordProgress", "Records"]
+__all__ = ["Course", "Plot", "Progress", "RecordProgress", "Records", "Reshuffle", "order_named"]
 
 _log = logging.getLogger("shufflestore")
 _COMPILE_AFTER: Final = 50_000_000
 """Ids computed by the numpy twin, at 30 to 40 ns each, before compiling the kernel (one to three seconds) pays."""
+
+
+Reshuffle = Literal["each_epoch", "once"]
+
+
+def order_named(shuffle: bool | None, reshuffle: Reshuffle) -> OrderName:
+    """Return the name of the order that two arguments ask for. Raises OptionError for a wrong `reshuffle`."""
+    if reshuffle not in ("each_epoch", "once"):
+        raise OptionError(f"reshuffle={reshuffle!r}; allowed are ['each_epoch', 'once']")
+    return ("once" if reshuffle == "once" else "global") if shuffle else "sequential"
 
 
 class Records(NamedTuple):

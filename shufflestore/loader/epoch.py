@@ -26,12 +26,7 @@ class EpochIterator(Iterator[Any]):
     """
 
     def __init__(
-        self,
-        progress: Progress,
-        bind: Callable[[], Read],
-        step_count: Callable[[], int],
-        meter: Meter,
-        sizes: Callable[[], int] | None = None,
+        self, progress: Progress, bind: Callable[[], Read], step_count: Callable[[], int], meter: Meter
     ) -> None:
         """Prepare.
 
@@ -40,13 +35,11 @@ class EpochIterator(Iterator[Any]):
             bind: Called once, at the first `next`: fills in `progress` and returns what reads.
             step_count: Batches of a whole epoch.
             meter: Told of each batch.
-            sizes: Returns the records of the batch that comes next; None where the partition says that.
         """
         self._progress = progress
         self._bind = bind
         self._step_count = step_count
         self._meter = meter
-        self._sizes = sizes
         self._read: Read | None = None
         self._items: Iterator[Any] | None = None
         self._process = os.getpid()
@@ -63,7 +56,7 @@ class EpochIterator(Iterator[Any]):
             if self._items is None or self._process != os.getpid():
                 self._items = self._begin()
             batch = next_in_range(self._items)
-            self._meter.delivered(self._records() if self._sizes is None else self._sizes())
+            self._meter.delivered(self._records())
         except StopIteration:
             raise
         except BaseException:

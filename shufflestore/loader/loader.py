@@ -20,7 +20,7 @@ from shufflestore.collate.layouts import Layout, Nulls
 from shufflestore.dataset.dataset import Dataset
 from shufflestore.dataset.opening import open as open_dataset
 from shufflestore.errors import OptionError, StateError, StorageError
-from shufflestore.loader.course import Course, Plot, Progress
+from shufflestore.loader.course import Course, Plot, Progress, Reshuffle, order_named
 from shufflestore.loader.epoch import EpochIterator, Read
 from shufflestore.loader.fetch import BadRow, FetchOptions, OnError
 from shufflestore.loader.huggingface import recognise
@@ -31,16 +31,17 @@ from shufflestore.loader.metrics import Stats
 from shufflestore.loader.native import ColumnCollate, Listed, Native, Tallied
 from shufflestore.loader.options import Format, LoaderOptions
 from shufflestore.loader.replay import Replay, Skipping
-from shufflestore.loader.sampler import InOrder, OrderSampler, Reshuffle, Shuffled, ShuffleSampler, records_of
+from shufflestore.loader.sampler import InOrder, OrderSampler, Shuffled, ShuffleSampler, records_of
 from shufflestore.loader.telemetry import Meter, Pulled
 from shufflestore.loader.trainers import accompany
 from shufflestore.orders.cursor import Cursor
 from shufflestore.orders.holes import merged
-from shufflestore.orders.partition import Partition, Remainder, Topology
+from shufflestore.orders.partition import Remainder, Topology
 
 __all__ = ["DataLoader", "merge_states"]
 
 _log = logging.getLogger("shufflestore")
+Reading = TypeVar("Reading", EpochIterator, Tallied)
 T_co = TypeVar("T_co", covariant=True, default=Any)
 _DATA_ONLY: dict[str, Any] = {
     "columns": None, "format": "torch", "layout": "jagged", "transform": None, "transform_threads": 1,
@@ -164,11 +165,12 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         dataset = _opened(dataset, split)
         if isinstance(collate_fn, ColumnCollate):
             collate_fn = None  # a trainer made this loader anew from another one's attributes
-        if reshuffle not in ("each_epoch", "once"):
-            raise OptionError(f"reshuffle={reshuffle!r}; allowed are ['each_epoch', 'once']")
-        if remainder not in (None, "drop", "pad", "uneven"):
-            raise OptionError(f"remainder={remainder!r}; allowed are [None, 'drop', 'pad', 'uneven']")
         is_ours = isinstance(dataset, Dataset) and (batch_size is not None or batch_sampler is not None)
+        rest = remainder if remainder is not None else "drop" if drop_last else "uneven"
+        plot = Plot(
+            order_named(shuffle, reshuffle), seed, 1 if batch_size is None else batch_size, rest, rank, world_size, is_ours,
+            None if generator is None else lambda: _drawn(generator),
+        )  # fmt: skip
         self._native: Native | None = None
         if is_ours:
             options = LoaderOptions(
@@ -180,33 +182,27 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         else:
             _check_foreign(given)
         self._records = records_of(dataset) if self._native is None else self._native.records
-        plot = Plot(
-            ("once" if reshuffle == "once" else "global") if shuffle else "sequential",
-            seed, 1 if batch_size is None else batch_size, remainder or ("drop" if drop_last else "uneven"),
-            rank, world_size, is_ours, None if generator is None else lambda: _drawn(generator),
-        )  # fmt: skip
         self._course: Course | None = None
-        made = sampler
-        if sampler is None and batch_sampler is None and not isinstance(dataset, IterableDataset):
+        self._is_own_sampler = sampler is None and batch_sampler is None and not isinstance(dataset, IterableDataset)
+        made, torch_shuffle = sampler, shuffle
+        if self._is_own_sampler:
             self._course = Course(self._records, plot)
-            made = self._own_sampler(dataset, plot, generator)
+            made, torch_shuffle = self._own_sampler(dataset, plot, generator), None
         torch_collate = ColumnCollate() if is_ours and collate_fn is None else collate_fn
         super().__init__(
-            dataset, batch_size, None if made is not None else shuffle, made, batch_sampler, num_workers, torch_collate,
+            dataset, batch_size, torch_shuffle, made, batch_sampler, num_workers, torch_collate,
             pin_memory, drop_last, timeout, worker_init_fn, multiprocessing_context, generator,
             prefetch_factor=prefetch_factor, persistent_workers=persistent_workers, pin_memory_device=pin_memory_device,
             in_order=in_order,
         )  # fmt: skip
-        if sampler is not None and shuffle:
-            raise ValueError("sampler option is mutually exclusive with shuffle")
         self.shuffle, self.seed, self.rank, self.world_size, self.remainder = shuffle, seed, rank, world_size, remainder
         self.columns, self.format, self.layout, self.fill_nulls = columns, format, layout, fill_nulls
         self.transform, self.transform_threads, self.prefetch_bytes = transform, transform_threads, prefetch_bytes
         self.reshuffle, self.return_ids, self.split = reshuffle, return_ids, None
         self.fetch_threads, self.completion_order, self.on_error = fetch_threads, completion_order, on_error
         self.seed_records = seed_records
-        self._is_own_sampler = sampler is None and batch_sampler is None
-        self._adopt(self._is_own_sampler)
+        if not self._is_own_sampler:
+            self._adopt()
         self._is_prepared = False
         self._replay = None if self._course is not None else Replay(self._records, self._order_of())
         self._fetch = FetchOptions()
@@ -234,11 +230,11 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             return InOrder(dataset, course)
         return Shuffled(dataset, course, generator)
 
-    def _adopt(self, is_own: bool) -> None:
+    def _adopt(self) -> None:
         """Go by the course of a sampler of ours, also one that stands in a user's or a trainer's batch sampler."""
         plain = type(self.batch_sampler) is BatchSampler or self.batch_sampler is None
         found = getattr(self.batch_sampler, "sampler", None) if self.batch_sampler is not None else self.sampler
-        if is_own or not plain or not isinstance(found, OrderSampler):
+        if not plain or not isinstance(found, OrderSampler):
             return
         self._course = course = found.course
         size = getattr(self.batch_sampler, "batch_size", 1)
@@ -314,9 +310,14 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         if self._native is not None:
             return self._course.remaining.step_count
         tally = self._tally
-        left = self._course.records_left(None if tally is None or not tally.is_begun else tally.records)
+        return self._batches_of(
+            self._course.records_left(None if tally is None or not tally.is_begun else tally.records)
+        )
+
+    def _batches_of(self, records: int) -> int:
+        """Batches that torch's batch sampler makes of so many records."""
         size = getattr(self.batch_sampler, "batch_size", 1)
-        return left // size if getattr(self.batch_sampler, "drop_last", False) else -(-left // size)
+        return records // size if getattr(self.batch_sampler, "drop_last", False) else -(-records // size)
 
     # -- epochs and state --------------------------------------------------------------------------
 
@@ -431,10 +432,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
     def _foreign_steps(self) -> int:
         """Batches that a new iterator over a foreign data set will give."""
         course = self._course
-        if course is None or course.upcoming().position == 0:
-            return len(self)
-        records, size = course.remaining.record_count, getattr(self.batch_sampler, "batch_size", 1)
-        return records // size if getattr(self.batch_sampler, "drop_last", False) else -(-records // size)
+        if course is None:
+            return len(self) - cast(Replay, self._replay).to_skip
+        return len(self) if course.upcoming().position == 0 else self._batches_of(course.remaining.record_count)
 
     # -- iteration ---------------------------------------------------------------------------------
 
@@ -447,10 +447,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         if native is None:
             return self._foreign_iterator()
         self.close()
-        if native is not self._native and not self._is_own_sampler:
-            return self._accompanied(self._served_iterator(native), self._foreign_steps)
-        if course is None:
-            return self._listed_iterator(native)
+        if course is None or not (native is self._native or self._is_own_sampler):
+            return self._accompanied(self._noted(self._listed_iterator(native)), self._foreign_steps)
         progress = Progress()
         course.begin(progress)
 
@@ -460,26 +458,14 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
 
         return self._noted(EpochIterator(progress, bind, self.__len__, self._meter))
 
-    def _noted(self, iterator: EpochIterator) -> EpochIterator:
+    def _noted(self, iterator: Reading) -> Reading:
         self._reading = weakref.ref(iterator)
         return iterator
 
-    def _listed_iterator(self, native: Native) -> EpochIterator:
-        """Iterate over the numbers that a user's own sampler gives, over our own data."""
-        replay, progress = cast(Replay, self._replay), Progress()
-        plans: list[Listed] = []
-
-        def bind() -> Read:
-            replay.watch(lambda: progress.delivered)
-            skip = replay.begin()
-            progress.partition = Partition(2**62, 1)  # of which only the start and the count of steps matter
-            items = iter(Skipping(super(DataLoader, self)._index_sampler, lambda: skip))
-            plans.append(Listed(items, len(native.dataset), self._auto_collation))
-            return lambda rest: self._accompanied(
-                native.read_listed(plans[0], self), lambda: len(self) - skip - rest.start
-            )
-
-        return self._noted(EpochIterator(progress, bind, self.__len__, self._meter, lambda: plans[0].sizes.popleft()))
+    def _listed_iterator(self, native: Native) -> Tallied:
+        """Iterate over the numbers that somebody's sampler gives, over data that the core reads."""
+        plan = Listed(iter(self._index_sampler), len(native.dataset), self._auto_collation)
+        return Tallied(native.read_listed(plan, self), plan, self._new_tally(), len(self))
 
     def _serving(self) -> Native | None:
         """Return what reads a Hugging Face data set from its own files; None where `datasets` has to."""
@@ -499,11 +485,6 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self._counts.native = native
         return native
 
-    def _served_iterator(self, native: Native) -> Tallied:
-        """Iterate over the numbers that somebody's sampler gives, over a Hugging Face data set that is read here."""
-        plan = Listed(iter(self._index_sampler), len(native.dataset), is_batched=True)
-        return Tallied(native.read_listed(plan, self), plan, self._new_tally())
-
     def _foreign_iterator(self) -> Iterator[Any]:
         """Iterate as torch does."""
         iterator: Iterator[Any] = super().__iter__()
@@ -518,7 +499,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
     def _index_sampler(self) -> Any:
         """What torch's iterators draw from."""
         inner = super()._index_sampler
-        if self._replay is None or self._native is not None or isinstance(self.dataset, IterableDataset):
+        if self._replay is None or isinstance(self.dataset, IterableDataset):
             return inner
         return Skipping(inner, self._replay.begin)
 

@@ -22,6 +22,7 @@ from shufflestore.loader.fetch import BadRow, FetchOptions, OnError
 from shufflestore.loader.huggingface import Served
 from shufflestore.loader.iterators import Instead, MultiProcess, Tally
 from shufflestore.loader.options import LoaderOptions
+from shufflestore.loader.telemetry import next_in_range
 from shufflestore.loader.transform import Transformed
 from shufflestore.orders.epoch import Order
 from shufflestore.orders.partition import Partition
@@ -325,14 +326,17 @@ def _pinner(loader: Any) -> Callable[[Any], Any] | None:
 class Tallied(Iterator[Any]):
     """Batches of a listed plan, counted as torch's iterators count theirs."""
 
-    def __init__(self, items: Iterator[Any], plan: Listed, tally: Tally) -> None:
-        self._items, self._plan, self._tally = items, plan, tally
+    def __init__(self, items: Iterator[Any], plan: Listed, tally: Tally, steps: int) -> None:
+        self._items, self._plan, self._tally, self._steps = items, plan, tally, steps
+
+    def __len__(self) -> int:
+        return self._steps
 
     def __next__(self) -> Any:
         tally = self._tally
         tally.is_begun = True
         tally.ask()
-        batch = next(self._items)
+        batch = next_in_range(self._items)
         tally.send(self._plan.sizes.popleft())
         tally.arrive(batch)
         return batch

@@ -50,6 +50,11 @@ class Replay:
         """Take note of a new iterator, which says how many batches it has returned."""
         self._coming = delivered
 
+    @property
+    def to_skip(self) -> int:
+        """Batches that the next iterator will leave out."""
+        return 0 if self._loaded is None else self._loaded[1]
+
     def begin(self, are_made: bool = False) -> int:
         """Settle the epoch of the newest iterator. Returns how many batches it has to skip.
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from shufflestore.errors import OptionError
-from shufflestore.loader.course import Course, Plot, RecordProgress, Records
+from shufflestore.loader.course import Course, Plot, RecordProgress, Records, Reshuffle, order_named
 from shufflestore.orders.cursor import Cursor
 from shufflestore.orders.partition import Remainder
 
 __all__ = ["InOrder", "OrderSampler", "ShuffleSampler", "Shuffled", "records_of"]
 
-Reshuffle = Literal["each_epoch", "once"]
 _WINDOW_IDS: Final = 4096
 
 
@@ -144,15 +143,12 @@ class ShuffleSampler(OrderSampler, DistributedSampler[int]):
         is_number = isinstance(dataset, int) and not isinstance(dataset, bool) and dataset >= 0
         if not is_number and not hasattr(dataset, "__len__"):
             raise OptionError(f"dataset={dataset!r}; something with a length, or a number of records, is needed")
-        if reshuffle not in ("each_epoch", "once"):
-            raise OptionError(f"reshuffle={reshuffle!r}; allowed are ['each_epoch', 'once']")
         self.dataset = dataset  # type: ignore[assignment]  # a number is enough
         self.shuffle, self.drop_last = shuffle, drop_last
-        order = ("once" if reshuffle == "once" else "global") if shuffle else "sequential"
-        self.course = Course(
-            records_of(dataset),
-            Plot(order, seed, batch_size, remainder or ("drop" if drop_last else "pad"), rank, num_replicas),  # type: ignore[arg-type]
-        )
+        if remainder is None:
+            remainder = "drop" if drop_last else "pad"
+        plot = Plot(order_named(shuffle, reshuffle), seed, batch_size, remainder, rank, num_replicas)
+        self.course = Course(records_of(dataset), plot)
 
     @classmethod
     def of(cls, course: Course, dataset: Sized) -> ShuffleSampler:

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-import shufflestore as ss
 from tests.frameworks.audit import assert_each_epoch_once, assert_survives_kills
-from tests.frameworks.launch import Launcher
 
 pytestmark = pytest.mark.serial
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with Launcher() as launcher:
-        yield launcher
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "store"
-    ss.convert([{"x": float(i), "number": i} for i in range(103)], folder)
-    return str(folder)
+WARM = ()
 
 
 def test_a_run_killed_twice_that_goes_on_with_other_ranks_delivers_every_record_exactly_once(ranks, tmp_path):

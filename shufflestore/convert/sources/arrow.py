@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 from pyarrow import ipc
@@ -14,6 +14,7 @@ from pyarrow import ipc
 from shufflestore.convert.base import Piece
 from shufflestore.convert.sources import FileSource, InputFile, conform, join_schemas, resolve_schema
 from shufflestore.errors import SourceError
+from shufflestore.lazy import lazy
 
 __all__ = ["ArrowSource"]
 
@@ -44,11 +45,6 @@ class ArrowSource(FileSource):
 
     kind = "arrow"
 
-    def __init__(self, *args: Any) -> None:
-        """See `FileSource`."""
-        super().__init__(*args)
-        self._outlines: list[_Outline] | None = None
-
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:
         """Yield a piece's records; uncompressed ones stay in the mapped file, without a copy."""
         path, start, stop = piece.key
@@ -61,20 +57,19 @@ class ArrowSource(FileSource):
             if stop is not None and number < stop:
                 raise SourceError(f"{path} has {number:,} record batches, {stop:,} were there before; it was changed")
 
-    def _look(self) -> list[_Outline]:
-        if self._outlines is None:
-            limit = self._options.piece_bytes or _PIECE_BYTES
-            with ThreadPoolExecutor(_LOOKERS, "shufflestore-outlines") as pool:
-                self._outlines = list(pool.map(lambda file: _outline(file, limit), self.files()))
-        return self._outlines
+    @lazy
+    def _outlines(self) -> list[_Outline]:
+        limit = self._options.piece_bytes or _PIECE_BYTES
+        with ThreadPoolExecutor(_LOOKERS, "shufflestore-outlines") as pool:
+            return list(pool.map(lambda file: _outline(file, limit), self.files()))
 
     def _find_schema(self) -> pa.Schema:
-        found = [(file.path, outline.schema) for file, outline in zip(self.files(), self._look(), strict=True)]
+        found = [(file.path, outline.schema) for file, outline in zip(self.files(), self._outlines, strict=True)]
         return resolve_schema(join_schemas(found, self._options), self._options, self.where)
 
     def _find_pieces(self) -> list[Piece]:
         pieces = []
-        for file, outline in zip(self.files(), self._look(), strict=True):
+        for file, outline in zip(self.files(), self._outlines, strict=True):
             for run in outline.runs:
                 whole = len(outline.runs) == 1
                 name = file.name if whole else f"{file.name}[record batches {run.start}:{run.stop}]"

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.types as pt
 from shufflestore.convert.base import Piece
 from shufflestore.convert.sources import FileSource, InputFile, conform, join_schemas, resolve_schema
 from shufflestore.errors import SourceError
+from shufflestore.lazy import lazy
 
 __all__ = ["CsvSource"]
 
@@ -61,11 +62,6 @@ class CsvSource(FileSource):
     """
 
     kind = "csv"
-
-    def __init__(self, *args: Any) -> None:
-        """See `FileSource`."""
-        super().__init__(*args)
-        self._outlines: list[_Outline] | None = None
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:
         """Yield a piece's records; holds some blocks of `batch_bytes`."""
@@ -119,7 +115,7 @@ class CsvSource(FileSource):
             yield file.get_stream(start, (file.size() if stop is None else stop) - start)
 
     def _find_schema(self) -> pa.Schema:
-        told = [(f.path, outline) for f, outline in zip(self.files(), self._look(), strict=True) if outline.types]
+        told = [(f.path, outline) for f, outline in zip(self.files(), self._outlines, strict=True) if outline.types]
         common: dict[str, set[str]] = {}
         for _, outline in told:
             for name, fits in outline.types.items():
@@ -134,7 +130,7 @@ class CsvSource(FileSource):
     def _find_pieces(self) -> list[Piece]:
         limit = self._options.piece_bytes or _PIECE_BYTES
         pieces = []
-        for file, outline in zip(self.files(), self._look(), strict=True):
+        for file, outline in zip(self.files(), self._outlines, strict=True):
             names, size = list(outline.types), file.byte_count
             if not names:
                 continue
@@ -145,15 +141,14 @@ class CsvSource(FileSource):
                 stop = min(size, start + limit)
                 name = f"{file.name}[bytes {start}:{stop}]"
                 pieces.append(Piece(name, file.split, stop - start, None, (file.path, start, stop, names)))
-        if not any(outline.records for outline in self._look()):
+        if not any(outline.records for outline in self._outlines):
             raise SourceError(f"{self.where} holds no records: its {len(self.files()):,} files have at most a header")
         return pieces
 
-    def _look(self) -> list[_Outline]:
-        if self._outlines is None:
-            with ThreadPoolExecutor(min(8, pa.cpu_count()), "shufflestore-infer") as pool:
-                self._outlines = list(pool.map(self._outline, self.files()))
-        return self._outlines
+    @lazy
+    def _outlines(self) -> list[_Outline]:
+        with ThreadPoolExecutor(min(8, pa.cpu_count()), "shufflestore-infer") as pool:
+            return list(pool.map(self._outline, self.files()))
 
     def _outline(self, file: InputFile) -> _Outline:
         """Read all of a file as text, and see what it may be taken for."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 from shufflestore.convert.base import SUFFIXES, Piece, is_data_file
 from shufflestore.convert.sources import SPLIT_WORDS, FileSource, conform, resolve_schema
 from shufflestore.errors import SourceError
+from shufflestore.lazy import lazy
 
 __all__ = ["ImageFolderSource"]
 
@@ -50,7 +51,6 @@ class ImageFolderSource(FileSource):
     def __init__(self, *args: Any) -> None:
         """See `FileSource`."""
         super().__init__(*args)
-        self._found_roots: list[_Root] | None = None
         self._digest = ""
         self._listed_folder: tuple[str, list[str]] = ("", [])
         """The folder read last and its images: a flat one of millions is listed once, not once a piece."""
@@ -92,16 +92,15 @@ class ImageFolderSource(FileSource):
             self._listed_folder = listed
         return listed[1]
 
+    @lazy
     def _roots(self) -> list[_Root]:
-        if self._found_roots is None:
-            location = self._location
-            splits = location if isinstance(location, dict) else {None: location}
-            self._found_roots = [root for split, path in splits.items() for root in _find_roots(split, path)]
-        return self._found_roots
+        location = self._location
+        splits = location if isinstance(location, dict) else {None: location}
+        return [root for split, path in splits.items() for root in _find_roots(split, path)]
 
     def _classes(self) -> list[str]:
         """Return the names of all classes of all splits, sorted; one that a split lacks counts all the same."""
-        return sorted({name for root in self._roots() for name in root.classes or ()})
+        return sorted({name for root in self._roots for name in root.classes or ()})
 
     def _find_schema(self) -> pa.Schema:
         classes = self._classes()
@@ -118,7 +117,7 @@ class ImageFolderSource(FileSource):
         numbers = {name: number for number, name in enumerate(self._classes())}
         digest = hashlib.sha256()
         pieces: list[Piece] = []
-        for root in self._roots():
+        for root in self._roots:
             for name in root.classes or (None,):
                 label = None if name is None else numbers[name]
                 top = root.path if name is None else f"{root.path}/{name}"

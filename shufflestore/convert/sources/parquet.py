@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from shufflestore.convert.base import Piece
 from shufflestore.convert.sources import FileSource, InputFile, conform, join_schemas, resolve_schema
 from shufflestore.errors import SourceError
+from shufflestore.lazy import lazy
 
 __all__ = ["ParquetSource"]
 
@@ -37,11 +38,6 @@ class ParquetSource(FileSource):
     """Parquet files. Types and metadata are as pyarrow reads them, extension types and features included."""
 
     kind = "parquet"
-
-    def __init__(self, *args: Any) -> None:
-        """See `FileSource`."""
-        super().__init__(*args)
-        self._footers: list[_Footer] | None = None
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:
         """Yield a piece's records; holds one row group, compressed, and the batches read ahead."""
@@ -69,14 +65,13 @@ class ParquetSource(FileSource):
         rows, size = sum(m.num_rows for m in metadata), sum(m.total_byte_size for m in metadata)
         return int(max(1, min(_MAX_ROWS, self._options.batch_bytes * rows // max(1, size))))
 
-    def _look(self) -> list[_Footer]:
-        if self._footers is None:
-            with ThreadPoolExecutor(_LOOKERS, "shufflestore-footers") as pool:
-                self._footers = list(pool.map(_read_footer, self.files()))
-        return self._footers
+    @lazy
+    def _footers(self) -> list[_Footer]:
+        with ThreadPoolExecutor(_LOOKERS, "shufflestore-footers") as pool:
+            return list(pool.map(_read_footer, self.files()))
 
     def _find_schema(self) -> pa.Schema:
-        found = [(f.path, footer.schema) for f, footer in zip(self.files(), self._look(), strict=True)]
+        found = [(f.path, footer.schema) for f, footer in zip(self.files(), self._footers, strict=True)]
         schema = resolve_schema(join_schemas(found, self._options), self._options, self.where)
         if self._options.columns is None:
             self._refuse_partitions(schema)
@@ -95,7 +90,7 @@ class ParquetSource(FileSource):
     def _find_pieces(self) -> list[Piece]:
         limit = self._options.piece_bytes or _PIECE_BYTES
         pieces: list[Piece] = []
-        for file, footer in zip(self.files(), self._look(), strict=True):
+        for file, footer in zip(self.files(), self._footers, strict=True):
             start = 0
             while start < len(footer.rows):
                 stop, size = start + 1, footer.sizes[start]

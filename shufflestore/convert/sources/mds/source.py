@@ -17,6 +17,7 @@ from shufflestore.convert.sources import FileSource, InputFile, conform, join_sc
 from shufflestore.convert.sources.mds.columns import Bytes, Column, Counts, array_of, divide, peek, type_of
 from shufflestore.convert.sources.mds.index import Shard, find_shards
 from shufflestore.errors import SourceError
+from shufflestore.lazy import lazy
 
 __all__ = ["MdsSource"]
 
@@ -36,7 +37,6 @@ class MdsSource(FileSource):
     def __init__(self, *args: Any) -> None:
         """See `FileSource`."""
         super().__init__(*args)
-        self._shards: list[Shard] | None = None
         self._open_columns: dict[Column, Column] = {}
 
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:
@@ -63,21 +63,20 @@ class MdsSource(FileSource):
     def files(self) -> list[InputFile]:
         """Return indexes and shards; see `FileSource.files`."""
         if self._listed is None:
-            shards = self._look()
+            shards = self._shards
             named = {shard.index: ("index.json", shard.split) for shard in shards}
             named |= {shard.path: (shard.name, shard.split) for shard in shards}
             stats = [(path, *told, Path(path).stat()) for path, told in named.items()]
             self._listed = [InputFile(p, name, split, s.st_size, s.st_mtime_ns) for p, name, split, s in stats]
         return self._listed
 
-    def _look(self) -> list[Shard]:
-        if self._shards is None:
-            self._shards = find_shards(self._location)
-        return self._shards
+    @lazy
+    def _shards(self) -> list[Shard]:
+        return find_shards(self._location)
 
     def _find_schema(self) -> pa.Schema:
         found: dict[tuple[Column, ...], Shard] = {}
-        for shard in self._look():
+        for shard in self._shards:
             found.setdefault(shard.columns, shard)
         given = self._options.schema
         asked = self._options.columns or (given.names if isinstance(given, pa.Schema) else None)
@@ -86,14 +85,14 @@ class MdsSource(FileSource):
             wanted = [c for c in columns if asked is None or c.name in asked]
             types = [(c.name, type_of(self._closed(c), shard.path)) for c in wanted]
             schemas.append((shard.path, pa.schema(types)))
-        if not any(shard.samples for shard in self._look()):
-            raise SourceError(f"{self.where} holds no records in {len(self._look()):,} shards; check the path")
+        if not any(shard.samples for shard in self._shards):
+            raise SourceError(f"{self.where} holds no records in {len(self._shards):,} shards; check the path")
         return resolve_schema(join_schemas(schemas, self._options), self._options, self.where)
 
     def _find_pieces(self) -> list[Piece]:
         names = self.schema().names
         pieces = []
-        for shard in self._look():
+        for shard in self._shards:
             columns = [list(astuple(self._closed(c) if c.name in names else c)) for c in shard.columns]
             key = (shard.path, shard.compression, shard.raw_bytes, shard.samples, columns)
             pieces.append(Piece(shard.name, shard.split, shard.raw_bytes, shard.samples, key))
@@ -104,7 +103,7 @@ class MdsSource(FileSource):
         if not column.is_open:
             return column
         if column not in self._open_columns:
-            shard = next((s for s in self._look() if column in s.columns and s.samples), None)
+            shard = next((s for s in self._shards if column in s.columns and s.samples), None)
             if shard is None:
                 return column
             slices = divide(*_first_sample(shard), shard.columns, shard.path, 0)

@@ -15,6 +15,7 @@ from shufflestore.convert.base import Piece
 from shufflestore.convert.sources import FileSource, InputFile, conform, join_schemas, resolve_schema
 from shufflestore.convert.sources.webdataset.tar import Member, Tar, is_packed, open_tar
 from shufflestore.errors import SchemaError, SourceError
+from shufflestore.lazy import lazy
 
 __all__ = ["WebDatasetSource"]
 
@@ -50,11 +51,6 @@ class WebDatasetSource(FileSource):
 
     kind = "webdataset"
 
-    def __init__(self, *args: Any) -> None:
-        """See `FileSource`."""
-        super().__init__(*args)
-        self._outlines: list[_Outline] | None = None
-
     def read(self, piece: Piece) -> Iterator[pa.RecordBatch]:
         """Yield a piece's records; holds one batch of members. Members of columns left out are not read."""
         path, start, stop = piece.key
@@ -80,23 +76,22 @@ class WebDatasetSource(FileSource):
                 f"{piece.name} holds {done + len(rows):,} records, not {piece.record_count:,}; it was changed"
             )
 
-    def _look(self) -> list[_Outline]:
-        if self._outlines is None:
-            limit = self._options.piece_bytes or _PIECE_BYTES
-            with ThreadPoolExecutor(_LOOKERS, "shufflestore-headers") as pool:
-                self._outlines = list(pool.map(lambda file: _outline(file, limit), self.files()))
-        return self._outlines
+    @lazy
+    def _outlines(self) -> list[_Outline]:
+        limit = self._options.piece_bytes or _PIECE_BYTES
+        with ThreadPoolExecutor(_LOOKERS, "shufflestore-headers") as pool:
+            return list(pool.map(lambda file: _outline(file, limit), self.files()))
 
     def _find_schema(self) -> pa.Schema:
         found = []
-        for file, outline in zip(self.files(), self._look(), strict=True):
+        for file, outline in zip(self.files(), self._outlines, strict=True):
             fields = [(extension, _type(extension, size)) for extension, size in outline.sizes.items()]
             found.append((file.path, pa.schema([(_KEY, pa.string()), *fields])))
         return resolve_schema(join_schemas(found, self._options, is_loose=True), self._options, self.where)
 
     def _find_pieces(self) -> list[Piece]:
         pieces = []
-        for file, outline in zip(self.files(), self._look(), strict=True):
+        for file, outline in zip(self.files(), self._outlines, strict=True):
             for start, stop, records in outline.runs:
                 name = file.name if len(outline.runs) == 1 else f"{file.name}[bytes {start}:{stop}]"
                 pieces.append(Piece(name, file.split, stop - start, records, (file.path, start, stop)))
