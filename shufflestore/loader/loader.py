@@ -29,7 +29,7 @@ from shufflestore.loader.kinds import fetch_threads_for
 from shufflestore.loader.live import Live
 from shufflestore.loader.metrics import Stats
 from shufflestore.loader.native import ColumnCollate, Listed, Native, Tallied
-from shufflestore.loader.options import Format, LoaderOptions
+from shufflestore.loader.options import DATA_ONLY, Format, LoaderOptions, check_foreign, check_native
 from shufflestore.loader.replay import Replay, Skipping
 from shufflestore.loader.sampler import InOrder, OrderSampler, Shuffled, ShuffleSampler, records_of
 from shufflestore.loader.telemetry import Meter, Pulled
@@ -43,11 +43,6 @@ __all__ = ["DataLoader", "merge_states"]
 _log = logging.getLogger("shufflestore")
 Reading = TypeVar("Reading", EpochIterator, Tallied)
 T_co = TypeVar("T_co", covariant=True, default=Any)
-_DATA_ONLY: dict[str, Any] = {
-    "columns": None, "format": "torch", "layout": "jagged", "transform": None, "transform_threads": 1,
-    "prefetch_bytes": None, "fill_nulls": None, "return_ids": False, "split": None,
-}  # fmt: skip
-"""Arguments that say how columns become batches, which only our own data has; with their defaults."""
 
 
 class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
@@ -160,7 +155,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             OptionError, NotFound, CorruptData, SchemaError: By name and value.
             ValueError, TypeError: As torch does.
         """
-        given = {name: value for name, value in locals().items() if name in _DATA_ONLY}
+        given = {name: value for name, value in locals().items() if name in DATA_ONLY}
         self._opened = (dataset, split) if isinstance(dataset, (str, os.PathLike)) else None
         dataset = _opened(dataset, split)
         if isinstance(collate_fn, ColumnCollate):
@@ -178,9 +173,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
                 prefetch_bytes, return_ids,
             )  # fmt: skip
             self._native = Native(dataset, options, collate_fn, on_error)
-            _check_native(format, collate_fn, seed_records, completion_order)
+            check_native(format, collate_fn, seed_records, completion_order)
         else:
-            _check_foreign(given)
+            check_foreign(given)
         self._records = records_of(dataset) if self._native is None else self._native.records
         self._course: Course | None = None
         self._is_own_sampler = sampler is None and batch_sampler is None and not isinstance(dataset, IterableDataset)
@@ -578,28 +573,6 @@ def _opened(dataset: Any, split: str | None) -> Any:
 
 def _drawn(generator: torch.Generator) -> int:
     return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
-
-
-def _check_native(format: str, collate_fn: object, seed_records: bool, completion_order: bool) -> None:
-    if collate_fn is not None:
-        if format != "torch":
-            raise OptionError(f"collate_fn builds the batch itself, so format={format!r} has no say; leave one out")
-        _log.info("collate_fn gets a list of record dicts: the slow path; a transform of the whole batch is faster")
-    for name, value in (("seed_records", seed_records), ("completion_order", completion_order)):
-        if value:
-            raise OptionError(
-                f"{name}=True is for data sets of other kinds; records of this one are read by the core, each into its slot. "
-                "For random augmentation take shufflestore.record_rng(seed, epoch, record_id) with return_ids=True"
-            )
-
-
-def _check_foreign(given: dict[str, Any]) -> None:
-    for name, default in _DATA_ONLY.items():
-        if given[name] != default:
-            raise OptionError(
-                f"{name}={given[name]!r} says how columns become batches, which this data set does not have: it is neither a "
-                "path nor what shufflestore.open returned. Use collate_fn, or convert it with shufflestore.convert"
-            )
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

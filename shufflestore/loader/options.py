@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -9,10 +10,17 @@ from typing import Any, Final, Literal
 from shufflestore.collate.layouts import LAYOUTS, Layout, Nulls
 from shufflestore.errors import OptionError
 
-__all__ = ["FORMATS", "Format", "LoaderOptions"]
+__all__ = ["DATA_ONLY", "FORMATS", "Format", "LoaderOptions", "check_foreign", "check_native"]
+
+_log = logging.getLogger("shufflestore")
 
 Format = Literal["torch", "numpy", "arrow"]
 FORMATS: Final = ("torch", "numpy", "arrow")
+DATA_ONLY: Final[dict[str, Any]] = {
+    "columns": None, "format": "torch", "layout": "jagged", "transform": None, "transform_threads": 1,
+    "prefetch_bytes": None, "fill_nulls": None, "return_ids": False, "split": None,
+}  # fmt: skip
+"""Arguments that say how columns become batches, which only our own data has; with their defaults."""
 
 
 @dataclass(frozen=True)
@@ -48,3 +56,27 @@ class LoaderOptions:
             raise OptionError(f"layout={self.layout!r}; allowed are {list(LAYOUTS)}")
         if self.transform is not None and not callable(self.transform):
             raise OptionError(f"transform={self.transform!r} cannot be called; give a function of one batch")
+
+
+def check_native(format: str, collate_fn: object, seed_records: bool, completion_order: bool) -> None:
+    """Raise OptionError for arguments that mean nothing over our own data."""
+    if collate_fn is not None:
+        if format != "torch":
+            raise OptionError(f"collate_fn builds the batch itself, so format={format!r} has no say; leave one out")
+        _log.info("collate_fn gets a list of record dicts: the slow path; a transform of the whole batch is faster")
+    for name, value in (("seed_records", seed_records), ("completion_order", completion_order)):
+        if value:
+            raise OptionError(
+                f"{name}=True is for data sets of other kinds; records of this one are read by the core, each into its slot. "
+                "For random augmentation take shufflestore.record_rng(seed, epoch, record_id) with return_ids=True"
+            )
+
+
+def check_foreign(given: dict[str, Any]) -> None:
+    """Raise OptionError for arguments that mean nothing over a data set without columns."""
+    for name, default in DATA_ONLY.items():
+        if given[name] != default:
+            raise OptionError(
+                f"{name}={given[name]!r} says how columns become batches, which this data set does not have: it is neither a "
+                "path nor what shufflestore.open returned. Use collate_fn, or convert it with shufflestore.convert"
+            )
