@@ -10,7 +10,8 @@
 namespace shufflestore {
 
 std::span<const Engine> engines() noexcept {
-  static const std::array kEngines = {kMmapEngine, kPreadEngine, kNullEngine};
+  static const std::array kEngines = {kMmapEngine, kPreadEngine, kUringEngine, kUringDirectEngine,
+                                      kNullEngine};
   return kEngines;
 }
 
@@ -40,6 +41,17 @@ void check_crc(Worker& worker, Pending& batch, std::size_t index, std::uint32_t 
   if (!read.has_crc() || read.crc == found) return;
   worker.counters.checksum_failures.fetch_add(1, std::memory_order_relaxed);
   batch.fail({.index = index, .kind = FailureKind::kChecksum, .expected = read.crc, .found = found});
+}
+
+void ended(Worker& worker, Pending& batch, std::size_t count, std::uint64_t bytes) noexcept {
+  worker.counters.reads.fetch_add(count, std::memory_order_relaxed);
+  worker.counters.bytes_read.fetch_add(bytes, std::memory_order_relaxed);
+  if (!batch.finish(count)) return;
+  if (!batch.has_failed()) {
+    worker.counters.batches.fetch_add(1, std::memory_order_relaxed);
+    worker.counters.bytes_delivered.fetch_add(batch.output_bytes(), std::memory_order_relaxed);
+  }
+  batch.complete();
 }
 
 }  // namespace shufflestore

@@ -26,11 +26,16 @@ std::size_t default_max_open() noexcept {
   return std::clamp(allowed > kOthers ? allowed - kOthers : 0, kLeast, kMaps);
 }
 
-Fd open_retrying(const std::string& path) {
+Fd open_retrying(const std::string& path, bool direct) {
+  int flags = O_RDONLY | O_CLOEXEC | (direct ? O_DIRECT : 0);
   for (;;) {
-    const int fd = sys().open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const int fd = sys().open(path.c_str(), flags);
     if (fd >= 0) return Fd(fd);
-    if (errno != EINTR) throw IoError(errno, path, "cannot open");
+    if (errno == EINVAL && (flags & O_DIRECT) != 0) {
+      flags &= ~O_DIRECT;  // a file system without it, say in memory: the same reads, through its cache
+    } else if (errno != EINTR) {
+      throw IoError(errno, path, "cannot open");
+    }
   }
 }
 
@@ -124,14 +129,14 @@ std::unique_ptr<OpenFile> FileTable::open_or_make_room(const FileEntry& entry) {
 std::unique_ptr<OpenFile> FileTable::open_file(const FileEntry& entry) const {
   auto open = std::make_unique<OpenFile>();
   if (access_ == Access::kNothing) return open;
-  Fd fd = open_retrying(entry.path);
+  Fd fd = open_retrying(entry.path, access_ == Access::kDirect);
   struct stat found {};
   if (sys().fstat(fd.get(), &found) != 0) throw IoError(errno, entry.path, "cannot stat");
   if (S_ISDIR(found.st_mode)) throw IoError(EISDIR, entry.path, "cannot read");
   open->size = static_cast<std::uint64_t>(found.st_size);
   open->device = found.st_dev;
   open->inode = found.st_ino;
-  if (access_ == Access::kDescriptor) {
+  if (access_ != Access::kMap) {
     sys().fadvise(fd.get(), 0, 0, POSIX_FADV_RANDOM);  // advice; refusal changes nothing
     open->fd = std::move(fd);
     return open;

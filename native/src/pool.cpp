@@ -134,7 +134,14 @@ void Pool::work(std::size_t number) noexcept {
   give_way();
   Worker worker{.number = number, .files = files_, .counters = counters_};
   std::unique_ptr<EngineState> state;
-  while (const Batch batch = next()) {
+  bool is_in_flight = false;  // something that this thread has started
+  for (;;) {
+    const Batch batch = next(!is_in_flight);
+    if (batch == nullptr) {
+      if (!is_in_flight) break;
+      is_in_flight = engine_.reap(*state, worker);
+      continue;
+    }
     Failure failure{.index = 0, .kind = FailureKind::kMemory, .expected = sizeof(EngineState)};
     try {
       if (state == nullptr) state = engine_.open();
@@ -143,7 +150,8 @@ void Pool::work(std::size_t number) noexcept {
     } catch (const std::bad_alloc&) {
     }
     if (state != nullptr) {
-      run_batch(*state, worker, *batch);
+      run_batch(*state, worker, batch);
+      is_in_flight = engine_.start != nullptr;
       continue;
     }
     for (auto range = batch->claim(); range.begin < range.end; range = batch->claim()) {
@@ -157,7 +165,7 @@ void Pool::work(std::size_t number) noexcept {
   ended_.notify_all();
 }
 
-Pool::Batch Pool::next() {
+Pool::Batch Pool::next(bool may_wait) {
   std::vector<Batch> over;  // destroyed without the lock: a batch that goes gives its room back
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -166,7 +174,7 @@ Pool::Batch Pool::next() {
       queue_.pop_front();
     }
     if (!queue_.empty()) return queue_.front();
-    if (is_closed_) return nullptr;
+    if (is_closed_ || !may_wait) return nullptr;
     if (over.empty()) {
       wake_.wait(lock);
     } else {
@@ -177,25 +185,22 @@ Pool::Batch Pool::next() {
   }
 }
 
-void Pool::run_batch(EngineState& state, Worker& worker, Pending& batch) noexcept {
-  for (auto range = batch.claim(); range.begin < range.end; range = batch.claim()) {
+void Pool::run_batch(EngineState& state, Worker& worker, const Batch& batch) noexcept {
+  for (auto range = batch->claim(); range.begin < range.end; range = batch->claim()) {
+    if (engine_.start != nullptr) {
+      engine_.start(state, worker, batch, range);
+      continue;
+    }
     std::uint64_t bytes = 0;
     for (std::size_t i = range.begin; i < range.end; ++i) {
-      if (batch.read(i).op != kZero) bytes += batch.read(i).size;
+      if (batch->read(i).op != kZero) bytes += batch->read(i).size;
     }
     try {
-      engine_.execute(state, worker, batch, range);
+      engine_.execute(state, worker, *batch, range);
     } catch (const std::bad_alloc&) {
-      batch.fail({.index = range.begin, .kind = FailureKind::kMemory});
+      batch->fail({.index = range.begin, .kind = FailureKind::kMemory});
     }
-    counters_.reads.fetch_add(range.end - range.begin, std::memory_order_relaxed);
-    counters_.bytes_read.fetch_add(bytes, std::memory_order_relaxed);
-    if (!batch.finish(range.end - range.begin)) continue;
-    if (!batch.has_failed()) {
-      counters_.batches.fetch_add(1, std::memory_order_relaxed);
-      counters_.bytes_delivered.fetch_add(batch.output_bytes(), std::memory_order_relaxed);
-    }
-    batch.complete();
+    ended(worker, *batch, range.end - range.begin, bytes);
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -34,6 +35,14 @@ const Sys kReal = {
     .getrlimit =
         [](int resource, struct rlimit* limit) {
           return ::getrlimit(static_cast<__rlimit_resource>(resource), limit);
+        },
+    .io_uring_setup =
+        [](unsigned entries, struct io_uring_params* parameters) {
+          return static_cast<int>(::syscall(SYS_io_uring_setup, entries, parameters));
+        },
+    .io_uring_enter =
+        [](int ring, unsigned submit, unsigned complete, unsigned flags) {
+          return static_cast<int>(::syscall(SYS_io_uring_enter, ring, submit, complete, flags, nullptr, 0));
         },
 };
 

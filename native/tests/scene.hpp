@@ -82,6 +82,6 @@ inline bool finish(const Reader::Batch& batch) {
   return batch->wait(std::chrono::seconds(60));
 }
 
-inline const char* const kEngines[] = {"mmap", "pread"};
+inline const char* const kEngines[] = {"mmap", "pread", "io_uring", "io_uring_direct"};
 
 }  // namespace scene

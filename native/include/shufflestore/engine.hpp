@@ -1,4 +1,4 @@
-// The table of engines. An engine is one file that fills in five slots, and one line in engine.cpp.
+// The table of engines. An engine is one file that fills in its slots, and one line in engine.cpp.
 #pragma once
 
 #include <atomic>
@@ -50,10 +50,15 @@ struct Engine {
   // Makes a thread's state; runs in that thread. Throws IoError, std::bad_alloc.
   std::unique_ptr<EngineState> (*open)();
   // Does the reads [range.begin, range.end) of a batch, and reports each that fails. Returns when all of
-  // them have ended. Throws nothing but std::bad_alloc.
+  // them have ended. Throws nothing but std::bad_alloc. Null for an engine that leaves reads in flight.
   void (*execute)(EngineState& state, Worker& worker, Pending& batch, Pending::Range range);
   // Ends what `open` made, with nothing in flight.
   void (*close)(std::unique_ptr<EngineState> state) noexcept;
+  // For one that does: puts the reads in flight, as there is room for them. Each ends by `ended`.
+  void (*start)(EngineState& state, Worker& worker, const std::shared_ptr<Pending>& batch,
+                Pending::Range range) noexcept = nullptr;
+  // Waits until a read has ended, if one is in flight; true while others are.
+  bool (*reap)(EngineState& state, Worker& worker) noexcept = nullptr;
 };
 
 std::span<const Engine> engines() noexcept;
@@ -68,8 +73,13 @@ Failure short_read(std::size_t index, const Read& read, std::uint64_t file_size)
 // Compares the checksum where the read has one; reports and counts a difference.
 void check_crc(Worker& worker, Pending& batch, std::size_t index, std::uint32_t found) noexcept;
 
+// Ends `count` claimed reads of a batch, which asked for so many bytes; completes the batch after its last.
+void ended(Worker& worker, Pending& batch, std::size_t count, std::uint64_t bytes) noexcept;
+
 extern const Engine kMmapEngine;
 extern const Engine kPreadEngine;
+extern const Engine kUringEngine;
+extern const Engine kUringDirectEngine;
 extern const Engine kNullEngine;
 
 }  // namespace shufflestore

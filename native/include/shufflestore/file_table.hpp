@@ -17,10 +17,10 @@
 namespace shufflestore {
 
 // What an engine needs of an open file.
-enum class Access : std::uint8_t { kNothing, kMap, kDescriptor };
+enum class Access : std::uint8_t { kNothing, kMap, kDescriptor, kDirect };
 
 struct OpenFile {
-  Fd fd;        // kDescriptor
+  Fd fd;        // kDescriptor, kDirect
   Mapping map;  // kMap; keeps no descriptor
   mutable Regions regions;
   std::uint64_t size = 0;

@@ -44,9 +44,10 @@ class Pool {
  private:
   void start_threads();
   void work(std::size_t number) noexcept;
-  Batch next();
+  // The batch to work on; null once closed, or where there is none and the caller has better things to do.
+  Batch next(bool may_wait);
   void admit(Flow& flow, std::vector<Batch>& over);
-  void run_batch(EngineState& state, Worker& worker, Pending& batch) noexcept;
+  void run_batch(EngineState& state, Worker& worker, const Batch& batch) noexcept;
 
   const Engine& engine_;
   FileTable& files_;

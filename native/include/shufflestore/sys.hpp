@@ -9,6 +9,8 @@
 #include <csignal>
 #include <cstddef>
 
+struct io_uring_params;
+
 namespace shufflestore {
 
 struct Sys {
@@ -27,6 +29,8 @@ struct Sys {
   void (*release)(void* block);
   int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* previous);
   int (*getrlimit)(int resource, struct rlimit* limit);
+  int (*io_uring_setup)(unsigned entries, struct io_uring_params* parameters);
+  int (*io_uring_enter)(int ring, unsigned submit, unsigned complete, unsigned flags);
 };
 
 // The real thing.
