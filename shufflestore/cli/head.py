@@ -21,7 +21,11 @@ def register(commands: _SubParsersAction[ArgumentParser]) -> None:
     p.add_argument("-n", "--records", type=count, default=5, metavar="N", help="how many; default 5")
     p.add_argument("--split", help="the first one if not given")
     p.add_argument("--columns", help="names, separated by commas; all if not given")
-    p.add_argument("--shuffle", action="store_true", help="the first of epoch 0 in global shuffle, not of the data set")
+    order = p.add_mutually_exclusive_group()
+    order.add_argument(
+        "--shuffle", action="store_true", help="the first of epoch 0 in global shuffle, not of the data set"
+    )
+    order.add_argument("--blocks", action="store_true", help='likewise with shuffle="blocks" and its defaults')
     p.add_argument("--seed", type=int, default=0, help="of the shuffle; default 0")
     p.set_defaults(run=run)
 
@@ -34,7 +38,13 @@ def run(args: Namespace) -> int:
     rows: list[dict[str, Any]] = []
     if wanted:
         rows = next(
-            data.batches(wanted, shuffle=args.shuffle, seed=args.seed, columns=columns, format="arrow")
+            data.batches(
+                wanted,
+                shuffle="blocks" if args.blocks else args.shuffle,
+                seed=args.seed,
+                columns=columns,
+                format="arrow",
+            )
         ).to_pylist()
     if args.json:
         print(json.dumps({"path": args.path, "records": rows}, default=_jsonable))

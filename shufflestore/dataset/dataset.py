@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +20,13 @@ from shufflestore.errors import OptionError, SchemaError, ShuffleStoreError
 from shufflestore.format.decode import Column
 from shufflestore.format.manifest import Manifest
 from shufflestore.format.resolve import widened
-from shufflestore.orders.epoch import make_order
+from shufflestore.orders.epoch import Shuffle, make_order, order_named
 from shufflestore.orders.partition import Partition, Topology
 
 __all__ = ["BatchOptions", "Dataset"]
+
+BLOCK_BYTES: Final = 1 << 20
+"""Of a block of shuffle="blocks": one read of an object store at full speed, thousands of records of most data."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class BatchOptions:
     drop_last: bool = False
     prefetch_bytes: int | None = None
     """Look-ahead; None for what suits the store: 8 MiB of files in memory, 64 MiB where reads wait for a disk."""
+    block_records: int | None = None
+    """Of a block, with shuffle="blocks"; None for `Dataset.block_records`."""
+    open_blocks: int | None = None
+    """Blocks in use at a time, with shuffle="blocks"; None means 64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +118,12 @@ class Dataset:
             if (self._selection.start, self._selection.step) == (0, 1):
                 return first
         return f"{first}[{self._selection.digest}]"
+
+    @property
+    def block_records(self) -> int:
+        """Records of a block of shuffle="blocks" where nobody says: a power of two, at most 1 MiB of stored data."""
+        stored = max(1, int(self._reading.indexes.data_bytes.sum()))
+        return 1 << max(1, BLOCK_BYTES * len(self._reading.indexes) // stored).bit_length() - 1
 
     @property
     def reading(self) -> Reading:
@@ -276,7 +289,7 @@ class Dataset:
     def batches(
         self,
         batch_size: int,
-        shuffle: bool = False,
+        shuffle: Shuffle = False,
         seed: int = 0,
         epoch: int = 0,
         columns: Sequence[str] | None = None,
@@ -287,12 +300,13 @@ class Dataset:
 
         Args:
             batch_size: Records a batch, at least 1.
-            shuffle: Exact global shuffle of (seed, epoch); else in order.
+            shuffle: True for the exact global shuffle of (seed, epoch), "blocks" for a random order in which few blocks
+                of the data are in use at a time (see docs); else in order.
             seed: Any integer, taken mod 2**64.
             epoch: At least 0; each has an order of its own.
             columns: Names; None for all.
             format: "numpy" for dicts of arrays, "arrow" for tables.
-            options: Layout, nulls, ids, remainder, look-ahead.
+            options: Layout, nulls, ids, remainder, look-ahead, blocks.
 
         Yields:
             A dict by column, or a pyarrow.Table. Each owns its memory.
@@ -308,7 +322,10 @@ class Dataset:
             raise OptionError(
                 f"format {format!r}; allowed are 'numpy' and 'arrow' (for tensors: shufflestore.DataLoader)"
             )
-        order = make_order("global" if shuffle else "sequential", len(self), seed, epoch)
+        usual = self.block_records if shuffle == "blocks" else None
+        order = make_order(
+            order_named(shuffle, chosen.block_records, chosen.open_blocks, usual), len(self), seed, epoch
+        )
         remainder: Literal["drop", "uneven"] = "drop" if chosen.drop_last else "uneven"
         partition = Partition(len(self), batch_size, Topology(0, 1), remainder, 0)
         projection = self.projection(columns)

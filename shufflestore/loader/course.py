@@ -12,8 +12,10 @@ import numpy as np
 from shufflestore.distributed import resolve
 from shufflestore.errors import OptionError, StateError
 from shufflestore.orders import kernels
+from shufflestore.orders.blocks import block_order_parts
 from shufflestore.orders.cursor import Cursor, Share
-from shufflestore.orders.epoch import Order, OrderName, make_order
+from shufflestore.orders.epoch import Order, Shuffle, make_order
+from shufflestore.orders.epoch import order_named as named
 from shufflestore.orders.holes import HoledOrder, Holes, merged
 from shufflestore.orders.partition import Partition, Remainder, Topology
 
@@ -22,16 +24,41 @@ __all__ = ["Course", "Plot", "Progress", "RecordProgress", "Records", "Reshuffle
 _log = logging.getLogger("shufflestore")
 _COMPILE_AFTER: Final = 50_000_000
 """Ids computed by the numpy twin, at 30 to 40 ns each, before compiling the kernel (one to three seconds) pays."""
+_COMPILE_BLOCKS_AFTER: Final = 20_000_000
+"""Likewise in the block order, at 170 to 470 ns each instead of 45, and nearly twice the time to compile."""
 
 
 Reshuffle = Literal["each_epoch", "once"]
 
 
-def order_named(shuffle: bool | None, reshuffle: Reshuffle) -> OrderName:
-    """Return the name of the order that two arguments ask for. Raises OptionError for a wrong `reshuffle`."""
+def order_named(
+    shuffle: Shuffle,
+    reshuffle: Reshuffle,
+    block_records: int | None = None,
+    open_blocks: int | None = None,
+    data: object = None,
+) -> str:
+    """Return the name of the order that a loader's arguments ask for.
+
+    Args:
+        shuffle: See `orders.epoch.order_named`.
+        reshuffle: Whether each epoch has an order of its own.
+        block_records: For "blocks".
+        open_blocks: For "blocks".
+        data: The data set, asked for its `block_records` where nobody says them.
+
+    Raises:
+        OptionError: By name and value.
+    """
     if reshuffle not in ("each_epoch", "once"):
         raise OptionError(f"reshuffle={reshuffle!r}; allowed are ['each_epoch', 'once']")
-    return ("once" if reshuffle == "once" else "global") if shuffle else "sequential"
+    usual = getattr(data, "block_records", None) if shuffle == "blocks" and block_records is None else None
+    name = named(shuffle, block_records, open_blocks, usual)
+    if reshuffle == "each_epoch" or not shuffle:
+        return name
+    if name != "global":
+        raise OptionError("reshuffle='once' keeps one global order; with shuffle='blocks' each epoch has another")
+    return "once"
 
 
 class Records(NamedTuple):
@@ -90,7 +117,7 @@ class Plot:
     """What a course follows, but for the data.
 
     Attributes:
-        order: "sequential", "global" or "once".
+        order: As `make_order` takes it.
         seed: Of the order; None means 0, and that a state may bring another.
         batch_size: Records a rank and step.
         remainder: What becomes of a last step that is not full.
@@ -99,9 +126,10 @@ class Plot:
         is_shared: Whether ranks that nobody named are found out at all; a data set that torch's loader would
             deliver whole to each process is not.
         draw_seed: Called once where `seed` is None.
+        blocks: block_records and open_blocks as they were given; None means that a state may bring others.
     """
 
-    order: OrderName
+    order: str
     seed: int | None = None
     batch_size: int = 1
     remainder: Remainder = "uneven"
@@ -109,6 +137,7 @@ class Plot:
     world_size: int | None = None
     is_shared: bool = True
     draw_seed: Callable[[], int] | None = None
+    blocks: tuple[int | None, int | None] = (None, None)
 
     def __post_init__(self) -> None:
         if self.remainder not in ("drop", "pad", "uneven"):
@@ -304,10 +333,20 @@ class Course:
             )
         length, identity, _ = self.records()
         given = None if self.plot.seed is None else self.plot.seed % 2**64
-        cursor.check(identity=identity, order=self.plot.order, seed=given, length=length)
+        order = self._order_for(cursor)
+        cursor.check(identity=identity, order=order, seed=given, length=length)
+        self.plot = replace(self.plot, order=order)
         self._seed = cursor.seed
         self._loaded = cursor
         self._next_epoch = None
+
+    def _order_for(self, cursor: Cursor) -> str:
+        """Return the name of the order to go on with: the state's own block sizes, but those that were given."""
+        theirs = block_order_parts(cursor.order)
+        if theirs is None or block_order_parts(self.plot.order) is None:
+            return self.plot.order
+        fits = all(given in (None, found) for given, found in zip(self.plot.blocks, theirs, strict=True))
+        return cursor.order if fits else self.plot.order
 
     # -- iterators ---------------------------------------------------------------------------------
 
@@ -338,8 +377,10 @@ class Course:
     def watch(self, ids: int) -> None:
         """Compile the order's kernel once enough ids were computed without it."""
         self._computed += ids
-        if self._computed > _COMPILE_AFTER and self.plot.order != "sequential":
-            kernels.warm()
+        is_blocks = block_order_parts(self.plot.order) is not None
+        after = _COMPILE_BLOCKS_AFTER if is_blocks else _COMPILE_AFTER
+        if self._computed > after and self.plot.order != "sequential":
+            kernels.warm(families=is_blocks)
 
     def apart(self, rank: int, world_size: int) -> Course:
         """Return a course of the same plot for another rank, at its beginning."""

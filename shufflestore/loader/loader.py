@@ -35,6 +35,7 @@ from shufflestore.loader.sampler import InOrder, OrderSampler, Shuffled, Shuffle
 from shufflestore.loader.telemetry import Meter, Pulled
 from shufflestore.loader.trainers import accompany
 from shufflestore.orders.cursor import Cursor
+from shufflestore.orders.epoch import Shuffle
 from shufflestore.orders.holes import merged
 from shufflestore.orders.partition import Remainder, Topology
 
@@ -69,7 +70,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self,
         dataset: Any,
         batch_size: int | None = 1,
-        shuffle: bool | None = None,
+        shuffle: Shuffle = None,
         sampler: Sampler[Any] | Iterable[Any] | None = None,
         batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None = None,
         num_workers: int = 0,
@@ -103,6 +104,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         completion_order: bool = False,
         on_error: OnError = "raise",
         seed_records: bool = False,
+        block_records: int | None = None,
+        open_blocks: int | None = None,
     ) -> None:
         """Prepare; nothing is read before the first `next`.
 
@@ -112,7 +115,9 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         Args:
             dataset: A path as for `shufflestore.open`, what it returned, or any data set that torch's loader takes.
             batch_size: Records a batch on this rank; None for single records.
-            shuffle: Exact global shuffle; else in order.
+            shuffle: True for the exact global shuffle; "blocks" for a random order, exact too, in which few blocks of the
+                data are in use at a time, for stores where reading all over the data is too dear: no uniform order, see
+                docs; else in order.
             sampler: Supplies record numbers instead; then nothing here divides them among ranks.
             batch_sampler: Likewise, by the batch.
             num_workers: Worker processes.
@@ -150,6 +155,8 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
                 its place with the next one that can. See `quarantine`.
             seed_records: Seed python's, numpy's and torch's generators for each record from (seed, epoch, record), so
                 that a data set's random augmentation is the same for any workers.
+            block_records: Of a block, with shuffle="blocks"; None for about 1 MiB of our own data, else needed.
+            open_blocks: Blocks in use at a time, with shuffle="blocks"; None means 64.
 
         Raises:
             OptionError, NotFound, CorruptData, SchemaError: By name and value.
@@ -162,9 +169,10 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
             collate_fn = None  # a trainer made this loader anew from another one's attributes
         is_ours = isinstance(dataset, Dataset) and (batch_size is not None or batch_sampler is not None)
         rest = remainder if remainder is not None else "drop" if drop_last else "uneven"
+        order = order_named(shuffle, reshuffle, block_records, open_blocks, dataset)
         plot = Plot(
-            order_named(shuffle, reshuffle), seed, 1 if batch_size is None else batch_size, rest, rank, world_size, is_ours,
-            None if generator is None else lambda: _drawn(generator),
+            order, seed, 1 if batch_size is None else batch_size, rest, rank, world_size, is_ours,
+            None if generator is None else lambda: _drawn(generator), (block_records, open_blocks),
         )  # fmt: skip
         self._native: Native | None = None
         if is_ours:
@@ -179,7 +187,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self._records = records_of(dataset) if self._native is None else self._native.records
         self._course: Course | None = None
         self._is_own_sampler = sampler is None and batch_sampler is None and not isinstance(dataset, IterableDataset)
-        made, torch_shuffle = sampler, shuffle
+        made, torch_shuffle = sampler, None if shuffle is None else bool(shuffle)
         if self._is_own_sampler:
             self._course = Course(self._records, plot)
             made, torch_shuffle = self._own_sampler(dataset, plot, generator), None
@@ -195,7 +203,7 @@ class DataLoader(torch.utils.data.DataLoader[T_co], Generic[T_co]):
         self.transform, self.transform_threads, self.prefetch_bytes = transform, transform_threads, prefetch_bytes
         self.reshuffle, self.return_ids, self.split = reshuffle, return_ids, None
         self.fetch_threads, self.completion_order, self.on_error = fetch_threads, completion_order, on_error
-        self.seed_records = seed_records
+        self.seed_records, self.block_records, self.open_blocks = seed_records, block_records, open_blocks
         if not self._is_own_sampler:
             self._adopt()
         self._is_prepared = False

@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 from shufflestore.errors import OptionError
 from shufflestore.loader.course import Course, Plot, RecordProgress, Records, Reshuffle, order_named
 from shufflestore.orders.cursor import Cursor
+from shufflestore.orders.epoch import Shuffle
 from shufflestore.orders.partition import Remainder
 
 __all__ = ["InOrder", "OrderSampler", "ShuffleSampler", "Shuffled", "records_of"]
@@ -113,13 +114,15 @@ class ShuffleSampler(OrderSampler, DistributedSampler[int]):
         dataset: Sized | int,
         num_replicas: int | None = None,
         rank: int | None = None,
-        shuffle: bool = True,
+        shuffle: Shuffle = True,
         seed: int | None = None,
         drop_last: bool = False,
         *,
         remainder: Remainder | None = None,
         batch_size: int = 1,
         reshuffle: Reshuffle = "each_epoch",
+        block_records: int | None = None,
+        open_blocks: int | None = None,
     ) -> None:
         """Prepare; nothing is computed before the first `next`.
 
@@ -128,7 +131,8 @@ class ShuffleSampler(OrderSampler, DistributedSampler[int]):
             num_replicas: Processes that share the epoch; None to find out from torch.distributed or the
                 environment, at the first `next`.
             rank: Of this process; None likewise.
-            shuffle: False for the order of the records.
+            shuffle: False for the order of the records; "blocks" for a random order in which few blocks of the data are
+                in use at a time, which is no uniform one; see `DataLoader`.
             seed: Of the order, any integer; None means 0.
             drop_last: Without `remainder`: "drop".
             remainder: What becomes of records that fill no whole step of all ranks: "drop" leaves them out,
@@ -136,6 +140,8 @@ class ShuffleSampler(OrderSampler, DistributedSampler[int]):
             batch_size: Of the loader's batches, so that whole batches are padded or dropped. One record by default,
                 as torch's.
             reshuffle: "once" keeps one order for all epochs.
+            block_records: Of a block, with "blocks"; needed where the data set does not know its records' size.
+            open_blocks: Blocks in use at a time, with "blocks"; None means 64.
 
         Raises:
             OptionError: By name and value; also "uneven" where ranks would get unequal numbers of batches.
@@ -144,10 +150,11 @@ class ShuffleSampler(OrderSampler, DistributedSampler[int]):
         if not is_number and not hasattr(dataset, "__len__"):
             raise OptionError(f"dataset={dataset!r}; something with a length, or a number of records, is needed")
         self.dataset = dataset  # type: ignore[assignment]  # a number is enough
-        self.shuffle, self.drop_last = shuffle, drop_last
+        self.shuffle, self.drop_last = bool(shuffle), drop_last
         if remainder is None:
             remainder = "drop" if drop_last else "pad"
-        plot = Plot(order_named(shuffle, reshuffle), seed, batch_size, remainder, rank, num_replicas)
+        order = order_named(shuffle, reshuffle, block_records, open_blocks, dataset)
+        plot = Plot(order, seed, batch_size, remainder, rank, num_replicas, blocks=(block_records, open_blocks))
         self.course = Course(records_of(dataset), plot)
 
     @classmethod

@@ -5,20 +5,32 @@ Every order fills one small contract, `Order`, and is exact: a bijection between
 
 from __future__ import annotations
 
-__all__ = ["GlobalOrder", "ORDER_NAMES", "OnceOrder", "Order", "OrderName", "SequentialOrder", "make_order"]
+__all__ = [
+    "GlobalOrder",
+    "ORDER_NAMES",
+    "OnceOrder",
+    "Order",
+    "SequentialOrder",
+    "Shuffle",
+    "make_order",
+    "order_named",
+]
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast, get_args
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shufflestore.errors import OptionError, OrderError
-from shufflestore.orders.kernels import invert, permute
+from shufflestore.orders.blocks import OPEN_BLOCKS, BlockOrder, block_order_name, block_order_parts
+from shufflestore.orders.kernels import check_range, invert, permute
 from shufflestore.orders.keys import MAX_LENGTH, OrderKey, derive_key
 
-OrderName = Literal["sequential", "global", "once"]
-ORDER_NAMES: tuple[str, ...] = get_args(OrderName)
+ORDER_NAMES: Final = ("sequential", "global", "once")
+"""Of the orders without parameters; "blocks:RECORDS:OPEN" is the fourth."""
+Shuffle = Literal["blocks"] | bool | None
+"""What users say: True for the global order, "blocks" for the one of `orders.blocks`, else as stored."""
 
 
 class Order(Protocol):
@@ -80,14 +92,7 @@ class SequentialOrder:
 
     def _copy(self, values: NDArray[np.int64], noun: str) -> NDArray[np.int64]:
         out = np.array(values, dtype=np.int64, order="C", ndmin=1)
-        # As unsigned, a negative value is larger than every length: one comparison serves both ends.
-        outside = out.view(np.uint64) >= np.uint64(self.length)
-        if outside.any():
-            entry = int(np.argmax(outside))
-            raise OrderError(
-                f"{noun} {out[entry]} (entry {entry}) is outside [0, {self.length}); "
-                f"the order has {self.length} records"
-            )
+        check_range(out, noun, self.length)
         return out
 
 
@@ -158,14 +163,15 @@ class OnceOrder(GlobalOrder):
         return "once" if self.word == "global" else f"once:{self.word}"
 
 
-def make_order(kind: OrderName, length: int, seed: int = 0, epoch: int = 0) -> Order:
+def make_order(kind: str, length: int, seed: int = 0, epoch: int = 0) -> Order:
     """Return the order called `kind`.
 
     Args:
-        kind: "sequential", "global" (another random order each epoch) or "once" (the same one).
+        kind: "sequential", "global" (another random order each epoch), "once" (the same one), or
+            "blocks:RECORDS:OPEN" with two integers, `blocks.BlockOrder`'s block_records and open_blocks.
         length: Records, in [0, 2**62].
         seed: Any integer, taken modulo 2**64; not used by "sequential".
-        epoch: In [0, 2**64); used by "global" alone.
+        epoch: In [0, 2**64); not used by "sequential" and "once".
 
     Raises:
         OptionError: There is no such order; the message lists the names.
@@ -180,5 +186,41 @@ def make_order(kind: OrderName, length: int, seed: int = 0, epoch: int = 0) -> O
         return GlobalOrder(length, seed, epoch)
     if kind == "once":
         return OnceOrder(length, seed, epoch)
+    parts = block_order_parts(kind) if isinstance(kind, str) else None
+    if parts is not None:
+        return BlockOrder(length, *parts, seed, epoch)
     names = ", ".join(repr(name) for name in ORDER_NAMES)
-    raise OptionError(f"there is no order {cast('object', kind)!r}; the orders are {names}")
+    raise OptionError(f"there is no order {kind!r}; the orders are {names} and 'blocks:RECORDS:OPEN'")
+
+
+def order_named(
+    shuffle: Shuffle, block_records: int | None = None, open_blocks: int | None = None, usual_records: int | None = None
+) -> str:
+    """Return the name of the order that a user's arguments ask for, as `make_order` takes it.
+
+    Args:
+        shuffle: True, "blocks", or False or None.
+        block_records: Of a block, for "blocks".
+        open_blocks: Blocks open at a time, for "blocks"; 64 where nobody says.
+        usual_records: What stands for block_records where nobody says; None where that is not known.
+
+    Raises:
+        OptionError: Another word, sizes without "blocks", sizes out of range, or block_records is needed.
+
+    >>> order_named(True), order_named("blocks", 2048)
+    ('global', 'blocks:2048:64')
+    """
+    if isinstance(shuffle, str) and shuffle != "blocks":
+        raise OptionError(f"shuffle={shuffle!r}; allowed are [None, False, True, 'blocks']")
+    if shuffle != "blocks":
+        for name, value in (("block_records", block_records), ("open_blocks", open_blocks)):
+            if value is not None:
+                raise OptionError(f"{name}={value!r} goes with shuffle='blocks', not with shuffle={shuffle!r}")
+        return "global" if shuffle else "sequential"
+    records = usual_records if block_records is None else block_records
+    if records is None:
+        raise OptionError(
+            "shuffle='blocks' needs block_records= here, since nobody knows how large this data set's records are: take as "
+            "many as fill about 1 MiB"
+        )
+    return block_order_name(records, OPEN_BLOCKS if open_blocks is None else open_blocks)

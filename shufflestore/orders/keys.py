@@ -5,7 +5,7 @@ The chain and its constants are promised across versions; `docs/design/orders.md
 
 from __future__ import annotations
 
-__all__ = ["GOLDEN", "MAX_LENGTH", "OrderKey", "ROUND_COUNT", "TABLE_LENGTH", "derive_key", "mix64"]
+__all__ = ["GOLDEN", "MAX_LENGTH", "OrderKey", "ROUND_COUNT", "TABLE_LENGTH", "derive_key", "hashed", "mix64"]
 
 import hashlib
 from dataclasses import dataclass, field
@@ -82,7 +82,7 @@ class OrderKey:
         Two threads may both build it; they build the same.
         """
         if self._table is None:
-            hashes = _mix64_array(self.words[0], self.length)
+            hashes = hashed(np.arange(self.length), self.words[0])
             # mix64 is a bijection, so keys never tie and any sort gives the same table.
             object.__setattr__(self, "_table", np.argsort(hashes).astype(np.uint16))
         table = self._table
@@ -143,9 +143,10 @@ def _check_length(length: int) -> None:
         raise OrderError(f"length {length} is outside [0, 2**62]; no order has so many records")
 
 
-def _mix64_array(word: int, count: int) -> NDArray[np.uint64]:
-    """Return mix64(word + (i + 1) G) for i in [0, count), as (count,) uint64."""
-    z = np.arange(1, count + 1, dtype=np.uint64)
+def hashed(numbers: NDArray[np.int64], word: int) -> NDArray[np.uint64]:
+    """Return mix64(word + (i + 1) G) for each i of (n,) `numbers`, none of them negative, as fresh (n,) uint64."""
+    z = numbers.astype(np.uint64)
+    z += np.uint64(1)
     z *= np.uint64(GOLDEN)
     z += np.uint64(word)
     z ^= z >> np.uint64(30)

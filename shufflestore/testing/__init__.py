@@ -16,6 +16,7 @@ Not loaded by `import shufflestore`; loads numpy, and torch only if the program 
 from __future__ import annotations
 
 __all__ = [
+    "BlockQuality",
     "Ids",
     "Make",
     "Measure",
@@ -26,9 +27,11 @@ __all__ = [
     "assert_ignores_global_rng",
     "assert_order_golden",
     "assert_resumes_everywhere",
+    "block_quality",
     "shuffle_quality",
 ]
 
+from shufflestore.testing.blocks import BlockQuality, block_quality
 from shufflestore.testing.delivery import assert_exactly_once
 from shufflestore.testing.driving import Ids, Make, Topology
 from shufflestore.testing.order import assert_epochs_differ, assert_ignores_global_rng, assert_order_golden

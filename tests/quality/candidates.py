@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shufflestore.orders.kernels import derive_key, permute
+from shufflestore.orders.kernels import derive_key, permute, permute_each
 from tests.naive import orders as naive
 
 EPOCHS_A_SEED = 8  # key k is (seed k // 8, epoch k % 8): consecutive seeds by consecutive epochs
@@ -48,6 +48,23 @@ class Package:
 
     def ids(self, positions, length, seed, epoch):
         return permute(positions, derive_key(length, seed, epoch))
+
+
+class Family:
+    """One key's family of permutations: battery key k is its member k. No tables, so the network at every length."""
+
+    name = "family"
+    longest = 2**62
+
+    def tables(self, length, first_key, count):
+        key = derive_key(length, 1, 0, "rows")
+        values = np.tile(np.arange(length), count)
+        members = np.repeat(np.arange(first_key, first_key + count), length)
+        return permute_each(values, members, key).reshape(count, length).astype(np.int32)
+
+    def ids(self, positions, length, seed, epoch):
+        member = np.full(len(positions), seed * EPOCHS_A_SEED + epoch)
+        return permute_each(positions, member, derive_key(length, 1, 0, "rows"))
 
 
 class Numpy:

@@ -33,6 +33,12 @@ def test_shuffled_as_epoch_0_is(run_json, store):
     assert [r["label"] for r in told["records"]] == expected
 
 
+def test_in_the_block_order(run_json, store):
+    _, told = run_json("head", store, "--blocks", "--seed", 3, "-n", 5)
+    expected = make_order(f"blocks:{ss.open(store).block_records}:64", 50, 3, 0).ids(np.arange(5)).tolist()
+    assert [r["label"] for r in told["records"]] == expected
+
+
 def test_an_empty_data_set(run, tmp_path):
     with ss.Writer(tmp_path / "s", schema=ss.open.__globals__["pa"].schema({"x": "int64"})):
         pass
