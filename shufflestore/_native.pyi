@@ -130,6 +130,16 @@ class Reader:
     def engine(self) -> str:
         """The name of the engine."""
 
+def bound_block_cache(bytes: int) -> None:
+    """
+    Keep at most so many bytes of memory for batches to come, in this process; the least asked for counts.
+    """
+
+def resident_bytes(path: str) -> int:
+    """
+    Return how many bytes of a file the page cache holds now. Reads nothing.
+    """
+
 def start_writing(fd: int, offset: int, size: int) -> None:
     """
     Have the system begin to put written bytes on the disk, so that fsync finds little left. Promises nothing.

@@ -15,6 +15,7 @@
         |-- NotFound       (FileNotFoundError)  nothing there by that name
         |-- AlreadyExists  (FileExistsError)    something there already
         |-- ShardTruncated                      a file is shorter than its manifest says
+        |-- DataChanged                         an object is not the one that was read before
         |-- OutOfSpace                          no room to write
         `-- EngineUnavailable                   an engine asked for by name cannot run here
 
@@ -29,6 +30,7 @@ from typing import Any
 __all__ = [
     "AlreadyExists",
     "CorruptData",
+    "DataChanged",
     "EngineUnavailable",
     "FormatError",
     "MissingDependency",
@@ -138,6 +140,10 @@ class AlreadyExists(StorageError, FileExistsError):
 
 class ShardTruncated(StorageError):
     """A file is shorter than its manifest says."""
+
+
+class DataChanged(StorageError):
+    """An object of a store was replaced while it was being read."""
 
 
 class OutOfSpace(StorageError):

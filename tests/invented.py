@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shufflestore import _native
 from shufflestore.dataset.dataset import Dataset
 from shufflestore.dataset.inplace import fetcher, shard_entry
-from shufflestore.dataset.opening import INDEX_MEMORY_BYTES, load_manifest, open_store
+from shufflestore.dataset.opening import load_manifest, open_store
 from shufflestore.errors import NotFound, ShardTruncated
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.encode import BuiltIndex, build_index
@@ -26,6 +26,7 @@ from shufflestore.format.manifest import SHARD_TABLE, Manifest, Shards, Split, s
 from shufflestore.format.resolve import Resolved
 from shufflestore.format.schema import build_tree
 from shufflestore.storage.base import COPY, HAS_CRC, READ, WIDEN, ZERO, ReadFailure
+from shufflestore.storage.memory import Budget
 
 _WIDENED = {op: pair for pair, op in WIDEN.items()}
 
@@ -162,16 +163,21 @@ def joined(built: BuiltIndex) -> bytes:
     return b"".join(bytes(memoryview(part)) for part in built.parts)
 
 
-def memory_store(files: Sequence[bytes], checksums: bool = True, splits: Sequence[str] = ("train",)) -> MemoryStore:
-    """Return a committed data set of Arrow files, dealt to the splits in turn."""
+def memory_store(
+    files: Sequence[bytes],
+    checksums: bool = True,
+    splits: Sequence[str] = ("train",),
+    schema: pa.Schema | None = None,
+) -> MemoryStore:
+    """Return a committed data set of Arrow files, dealt to the splits in turn; of their schema if none is given."""
     store: dict[str, bytes] = {}
     entries: list[dict[str, Any]] = []
     counts = [[0, 0] for _ in splits]
-    schema = pa.schema([])
+    made_of = pa.schema([])
     for i, data in enumerate(files):
-        built = index_of(data, checksums)
+        built = index_of(data, checksums, schema)
         split = i % len(splits)
-        schema = built.header.layout.tree.schema
+        made_of = built.header.layout.tree.schema
         store[f"shards/{i:05d}.arrow"], store[f"shards/{i:05d}.rows"] = data, joined(built)
         digest = hashlib.sha256(built.parts[0]).digest()
         entries.append(shard_entry(f"shards/{i:05d}.arrow", f"shards/{i:05d}.rows", split, built, digest))
@@ -179,7 +185,7 @@ def memory_store(files: Sequence[bytes], checksums: bool = True, splits: Sequenc
         counts[split][1] += 1
     table = Shards(pa.Table.from_pylist(entries, schema=SHARD_TABLE)).encode()
     made = tuple(Split(name, *count) for name, count in zip(splits, counts, strict=True))
-    _commit(store, schema, made, table)
+    _commit(store, made_of, made, table)
     return MemoryStore(store)
 
 
@@ -192,10 +198,13 @@ def _commit(store: dict[str, bytes], schema: pa.Schema, splits: tuple[Split, ...
 
 
 def opened(
-    store: MemoryStore, split: str | None = None, verify: bool = True, index_memory_bytes: int = INDEX_MEMORY_BYTES
+    store: MemoryStore, split: str | None = None, verify: bool = True, index_memory_bytes: int | None = None
 ) -> Dataset:
     """Open the newest snapshot of a store, through the same door as a folder's."""
-    return open_store(store, load_manifest(store, None), split, None, verify, index_memory_bytes)
+    budget = Budget.of(None)
+    if index_memory_bytes is not None:
+        budget = replace(budget, index=index_memory_bytes)
+    return open_store(store, load_manifest(store, None), split, None, verify, budget)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@
 
 #include "gil.hpp"
 #include "shufflestore/reader.hpp"
+#include "shufflestore/residency.hpp"
 #include "views.hpp"
 
 namespace shufflestore::bind {
@@ -148,6 +149,10 @@ void bind_reader(nb::module_& m) {
            "Return what was read so far.")
       .def_prop_ro(
           "engine", [](const DroppedReader& self) { return self.engine(); }, "The name of the engine.");
+  m.def("bound_block_cache", &bound_cache, "bytes"_a,
+        "Keep at most so many bytes of memory for batches to come, in this process; the least asked for counts.");
+  m.def("resident_bytes", &resident_bytes, "path"_a, nb::call_guard<GilReleased>(),
+        "Return how many bytes of a file the page cache holds now. Reads nothing.");
 }
 
 }  // namespace shufflestore::bind

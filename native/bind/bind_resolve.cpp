@@ -126,7 +126,7 @@ void bind_program(nb::module_& m) {
       .def(
           "__init__",
           [](Program* self, Ints geometry, Rows levels, Rows reads, Rows bits, Rows copies, Ints nulls) {
-            demand(geometry.size() == 4 && levels.shape(1) == 4 && reads.shape(1) == 8 &&
+            demand(geometry.size() == 4 && levels.shape(1) == 4 && reads.shape(1) == 10 &&
                        bits.shape(1) == 2 && copies.shape(1) == 3,
                    "program: a table has the wrong width");
             const auto table = [](const auto& array) {
@@ -153,13 +153,13 @@ void bind_resolve_window(nb::module_& m) {
         const auto fits = [&](const auto& array, std::size_t height, std::size_t width) {
           return array.shape(0) == height && array.shape(1) == width;
         };
-        demand(lay.shape(1) == 4 && ends.size() == b && output_sizes.shape(0) == b && regions.shape(0) == b &&
+        demand(lay.shape(1) == 2 && ends.size() == b && output_sizes.shape(0) == b && regions.shape(0) == b &&
                    regions.shape(1) == k && regions.shape(2) == 2 && counts.shape(1) == n &&
                    fits(offsets, counts.shape(0), n + b) && bits.shape(1) == n && shift.shape(1) == n,
                "resolve: an output has the wrong shape");
         for (std::size_t i = 0; i < k; ++i)
           demand(lay(i, 0) >= 0 && static_cast<std::size_t>(lay(i, 0)) < output_sizes.shape(1) &&
-                     lay(i, 3) < static_cast<std::int64_t>(shift.shape(0)),
+                     lay(i, 1) < static_cast<std::int64_t>(shift.shape(0)),
                  "resolve: a read names an output that does not exist");
         for (const Program* const program : programs)
           demand(program != nullptr && program->read_count() == k &&

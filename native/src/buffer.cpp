@@ -50,8 +50,9 @@ struct Cache {
   std::array<List, 200> lists;
   std::uint64_t clock;
   std::size_t bytes;
+  std::size_t bound;
 };
-constinit Cache g_cache{};
+constinit Cache g_cache{.lists = {}, .clock = 0, .bytes = 0, .bound = kMostCached};
 
 Header* pop(std::size_t index) noexcept {
   Cache::List& list = g_cache.lists[index];
@@ -65,7 +66,7 @@ Header* pop(std::size_t index) noexcept {
 // Takes blocks of the class that has been idle longest out of the cache until `room` bytes fit.
 Header* make_room(std::size_t room) noexcept {
   Header* dropped = nullptr;
-  while (g_cache.bytes + room > kCacheBound) {
+  while (g_cache.bytes > 0 && g_cache.bytes + room > g_cache.bound) {
     std::size_t idle = g_cache.lists.size();
     for (std::size_t i = 0; i < g_cache.lists.size(); ++i) {
       if (g_cache.lists[i].first == nullptr) continue;
@@ -116,14 +117,16 @@ void release_block(std::uint8_t* data) noexcept {
   Header* const header = reinterpret_cast<Header*>(data) - 1;
   const std::size_t bytes = class_bytes(header->size_class);
   Header* dropped = header;
-  if (bytes <= kCacheBound) {
+  {
     const std::scoped_lock lock(process_lock());
-    dropped = make_room(bytes);
-    Cache::List& list = g_cache.lists[header->size_class];
-    list.used = ++g_cache.clock;
-    header->next = list.first;
-    list.first = header;
-    g_cache.bytes += bytes;
+    if (bytes <= g_cache.bound) {
+      dropped = make_room(bytes);
+      Cache::List& list = g_cache.lists[header->size_class];
+      list.used = ++g_cache.clock;
+      header->next = list.first;
+      list.first = header;
+      g_cache.bytes += bytes;
+    }
   }
   release_all(dropped);
 }
@@ -133,11 +136,22 @@ std::size_t cached_bytes() noexcept {
   return g_cache.bytes;
 }
 
+void bound_cache(std::size_t bytes) noexcept {
+  Header* dropped = nullptr;
+  {
+    const std::scoped_lock lock(process_lock());
+    if (bytes >= g_cache.bound) return;
+    g_cache.bound = bytes;
+    dropped = make_room(0);
+  }
+  release_all(dropped);
+}
+
 void trim_cache() noexcept {
   Header* dropped = nullptr;
   {
     const std::scoped_lock lock(process_lock());
-    dropped = make_room(kCacheBound);
+    dropped = make_room(g_cache.bound + 1);
   }
   release_all(dropped);
 }

@@ -133,6 +133,8 @@ std::unique_ptr<OpenFile> FileTable::open_file(const FileEntry& entry) const {
   struct stat found {};
   if (sys().fstat(fd.get(), &found) != 0) throw IoError(errno, entry.path, "cannot stat");
   if (S_ISDIR(found.st_mode)) throw IoError(EISDIR, entry.path, "cannot read");
+  // A ring would wait for what somebody writes into a pipe, wherever one asks it to read.
+  if (!S_ISREG(found.st_mode) && !S_ISBLK(found.st_mode)) throw IoError(ESPIPE, entry.path, "cannot seek in");
   open->size = static_cast<std::uint64_t>(found.st_size);
   open->device = found.st_dev;
   open->inode = found.st_ino;

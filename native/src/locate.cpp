@@ -134,10 +134,12 @@ void Locator::level(std::size_t number) {
 // The bytes of one buffer that each record reads. Row by row, so that no store can be taken for one to what
 // the next record needs.
 void Locator::read(std::size_t number) {
-  const auto* const table = program_.reads.data() + 8 * number;
+  const auto* const table = program_.reads.data() + 10 * number;
   const auto role = static_cast<int>(table[2]);
   const auto base_at = table[4], crc_at = table[5];
-  const auto shift_row = window_.lay[4 * number + 3];
+  const auto op = static_cast<std::uint8_t>(table[8]);
+  const auto ratio = static_cast<std::uint64_t>(table[9]);  // bytes delivered for a byte read
+  const auto shift_row = window_.lay[2 * number + 1];
   auto* const shift =
       shift_row < 0 ? nullptr : out_.shift.data() + static_cast<std::size_t>(shift_row) * stride_ + first_;
   const auto at = number * located_.records;
@@ -162,7 +164,8 @@ void Locator::read(std::size_t number) {
     if (extents[k].base != kAbsent && base > kSane) note(k);
   }
   const auto is_read = [&](auto k) { return extents[k].base != kAbsent; };
-  put(located_.slot.data() + at, [&](auto k) { return extents[k].size; });
+  put(located_.op.data() + at, [=](auto) { return op; });
+  put(located_.slot.data() + at, [&](auto k) { return extents[k].size * ratio; });
   put(located_.size.data() + at, [&](auto k) { return is_read(k) ? extents[k].size : 0; });
   put(located_.offset.data() + at, [&](auto k) { return is_read(k) ? extents[k].base + extents[k].low : 0; });
   if (shift != nullptr) put(shift, [&](auto k) { return extents[k].shift; });

@@ -57,12 +57,10 @@ void add(std::uint64_t& total, std::uint64_t bytes) {
 void lay_out(const Window& window, const Located& located, Resolved& out, std::size_t batch,
              std::size_t first) {
   constexpr std::uint64_t kAlign = 64;
-  const std::size_t width = window.lay.size() / 4,
+  const std::size_t width = window.lay.size() / 2,
                     outputs = out.output_sizes.size() / window.batch_ends.size();
   for (std::size_t r = 0; r < width; ++r) {
-    const auto output = static_cast<std::uint16_t>(window.lay[4 * r]);
-    const auto op = static_cast<std::uint8_t>(window.lay[4 * r + 1]);
-    const auto ratio = static_cast<std::uint64_t>(window.lay[4 * r + 2]);
+    const auto output = static_cast<std::uint16_t>(window.lay[2 * r]);
     auto total = out.output_sizes[batch * outputs + output];
     add(total, (kAlign - total % kAlign) % kAlign);
     const auto start = total;
@@ -70,6 +68,7 @@ void lay_out(const Window& window, const Located& located, Resolved& out, std::s
     const auto *offset = located.offset.data() + r * records, *size = located.size.data() + r * records,
                *slot = located.slot.data() + r * records;
     const auto* const crc = located.crc.data() + r * records;
+    const auto* const op = located.op.data() + r * records;
     out.reads.resize(before + records);
     Read* next = out.reads.data() + before;
     for (std::size_t i = 0; i < records; ++i) {
@@ -77,14 +76,14 @@ void lay_out(const Window& window, const Located& located, Resolved& out, std::s
       const bool is_zero = size[i] == 0;
       *next++ = {.offset = offset[i],
                  .slot = total,
-                 .size = is_zero ? slot[i] * ratio : slot[i],
+                 .size = is_zero ? slot[i] : size[i],
                  .file = located.file[i],
                  .crc = crc[i],
                  .output = output,
-                 .op = is_zero ? kZero : op,
+                 .op = is_zero ? kZero : op[i],
                  .flags = window.verify && !is_zero ? kHasCrc : std::uint8_t{0},
                  .note = static_cast<std::uint32_t>(first + i)};
-      add(total, slot[i] * ratio);
+      add(total, slot[i]);
     }
     out.reads.resize(static_cast<std::size_t>(next - out.reads.data()));
     out.output_sizes[batch * outputs + output] = total;
@@ -159,10 +158,12 @@ void Program::check() const {
         "a level stands outside its entry");
     demand(names_nulls(levels.data() + i + 2), "a level names null bits that do not exist");
   }
-  for (std::size_t i = 0; i < reads.size(); i += 8) {
+  for (std::size_t i = 0; i < reads.size(); i += 10) {
     demand(reads[i] < static_cast<std::int64_t>(level_count()) && names_nulls(reads.data() + i + 6),
            "a read names a level or null bits that do not exist");
     demand(fits(reads[i + 4], head - 8) && fits(reads[i + 5], entry - 4), "a read stands outside its entry");
+    demand(reads[i + 8] >= 0 && reads[i + 8] <= 255 && reads[i + 9] >= 1 && reads[i + 9] <= 8,
+           "a read has no such op, or delivers more than 8 bytes for one");
   }
   for (std::size_t i = 0; i < copies.size(); i += 3)
     demand(copies[i] >= 0 && copies[i + 2] >= 0 && copies[i] + copies[i + 2] <= entry && copies[i + 1] >= 0 &&
@@ -175,7 +176,7 @@ void Program::check() const {
 
 std::int64_t resolve(const Arena& arena, const ShardTable& shards, std::span<const Program* const> programs,
                      const Window& window, Resolved& out) {
-  const std::size_t width = window.lay.size() / 4;
+  const std::size_t width = window.lay.size() / 2;
   Finder finder(shards);
   bool is_known = true, is_here = true;
   Located located;

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
+#include <optional>
 #include <vector>
 
 #include "shufflestore/crc32c.hpp"
@@ -28,6 +29,7 @@ constexpr std::uint64_t kBounce = 64 << 10;
 constexpr std::uint64_t kMostBytes = 0x7ffff000;
 // Bytes widened at a time.
 constexpr std::size_t kStage = 16 << 10;
+constexpr std::size_t kManyFiles = 512;
 constexpr unsigned kAtOnce = 16;  // reads waited for where there is no room for more
 constexpr int kAttempts = 2000;   // of a millisecond each, while the system has no room for a read
 
@@ -35,14 +37,14 @@ constexpr int kAttempts = 2000;   // of a millisecond each, while the system has
 struct Flight {
   std::shared_ptr<Pending> batch;
   std::size_t index = 0;
-  std::uint64_t done = 0;   // bytes that have come
-  std::uint32_t crc = 0;    // of those, where the read is direct
-  std::uint32_t asked = 0;  // bytes of the read under way
+  std::uint64_t done = 0;  // bytes that have come
+  std::uint32_t crc = 0;   // of those, where the read is direct
 };
 
 struct State final : EngineState {
   State(unsigned depth, bool direct) : ring(depth), flights(depth), stage(Buffer::allocate(kStage)) {
     for (unsigned i = depth; i > 0; --i) idle.push_back(i - 1);
+    again.reserve(depth);
     if (!direct) return;
     bounce = Buffer::allocate(depth * kBounce + kBlock);
     const auto at = reinterpret_cast<std::uintptr_t>(bounce.data());
@@ -54,7 +56,8 @@ struct State final : EngineState {
 
   Ring ring;
   std::vector<Flight> flights;
-  std::vector<unsigned> idle;  // flights that are free
+  std::vector<unsigned> idle;   // flights that are free
+  std::vector<unsigned> again;  // those that must be asked for once more
   Buffer stage;
   Buffer bounce;
   std::uint8_t* aligned = nullptr;
@@ -99,29 +102,21 @@ void fail_flight(State& state, Worker& worker, unsigned number, int error) noexc
   end_flight(state, worker, number);
 }
 
-// Puts what is missing of a read into the ring; ends it if its file cannot be opened.
-void ask(State& state, Worker& worker, FileTable::Visit& visit, unsigned number) noexcept {
+// Puts what is missing of a read into the ring.
+void put(State& state, unsigned number, int fd) noexcept {
   Flight& flight = state.flights[number];
   const Read& read = flight.batch->read(flight.index);
-  try {
-    const int fd = visit.open(read.file).fd.get();
-    const std::uint64_t first = read.offset + flight.done;
-    const std::uint64_t left = read.size - flight.done;
-    if (!state.is_direct()) {
-      flight.asked = static_cast<std::uint32_t>(std::min(left, kMostBytes));
-      state.ring.read(fd, narrow_place(*flight.batch, read) + flight.done, flight.asked, first, number);
-      return;
-    }
-    const std::uint64_t begin = first / kBlock * kBlock;
-    const std::uint64_t end = (first + left + kBlock - 1) / kBlock * kBlock;
-    flight.asked = static_cast<std::uint32_t>(std::min(end - begin, kBounce));
-    state.ring.read(fd, state.aligned + number * kBounce, flight.asked, begin, number);
-  } catch (const IoError& error) {
-    fail_flight(state, worker, number, error.error());
-  } catch (const std::bad_alloc&) {
-    flight.batch->fail({.index = flight.index, .kind = FailureKind::kMemory, .expected = sizeof(OpenFile)});
-    end_flight(state, worker, number);
+  const std::uint64_t first = read.offset + flight.done;
+  const std::uint64_t left = read.size - flight.done;
+  if (!state.is_direct()) {
+    const auto size = static_cast<std::uint32_t>(std::min(left, kMostBytes));
+    state.ring.read(fd, narrow_place(*flight.batch, read) + flight.done, size, first, number);
+    return;
   }
+  const std::uint64_t begin = first / kBlock * kBlock;
+  const std::uint64_t end = (first + left + kBlock - 1) / kBlock * kBlock;
+  const auto size = static_cast<std::uint32_t>(std::min(end - begin, kBounce));
+  state.ring.read(fd, state.aligned + number * kBounce, size, begin, number);
 }
 
 // Takes what has come; true if it is all.
@@ -155,33 +150,32 @@ bool take_in(State& state, Worker& worker, unsigned number, std::uint32_t came) 
   return true;
 }
 
-// Works off the reads that have ended; those that came in part are asked for again.
-void work_off(State& state, Worker& worker, FileTable::Visit& visit) noexcept {
+// Works off the reads that have ended; those that came in part are noted, to be asked for again.
+void work_off(State& state, Worker& worker) noexcept {
   Ring::Ended found{};
   while (state.ring.next(found)) {
     const auto number = static_cast<unsigned>(found.tag);
-    if (found.result == -EINTR || found.result == -EAGAIN) {
-      ask(state, worker, visit, number);
-    } else if (found.result < 0) {
+    const bool is_refused = found.result == -EINTR || found.result == -EAGAIN;
+    if (found.result < 0 && !is_refused) {
       fail_flight(state, worker, number, -found.result);
-    } else if (take_in(state, worker, number, static_cast<std::uint32_t>(found.result))) {
+    } else if (!is_refused && take_in(state, worker, number, static_cast<std::uint32_t>(found.result))) {
       end_flight(state, worker, number);
     } else {
-      ask(state, worker, visit, number);
+      state.again.push_back(number);  // has room for all
     }
   }
 }
 
-// Hands over all that was asked for. Until the system has accepted a read, and with that its own hold of the
-// file, the visit keeps the file open. A system that has no room is asked again for some seconds; what it
-// then still refuses fails.
-void submit(State& state, Worker& worker, FileTable::Visit& visit) noexcept {
+// Hands over all that was put into the ring. Until the system has accepted a read, and with that its own hold
+// of the file, the caller keeps the file open. A system that has no room is asked again for some seconds;
+// what it then still refuses fails.
+void submit(State& state, Worker& worker) noexcept {
   int error = 0;
   for (int attempt = 0; state.ring.is_waiting() && attempt < kAttempts; ++attempt) {
     error = state.ring.enter(0);
     if (error == 0 || error == EINTR) continue;
     if (error != EAGAIN && error != EBUSY && error != ENOMEM) break;
-    work_off(state, worker, visit);
+    work_off(state, worker);
     const timespec moment{.tv_sec = 0, .tv_nsec = 1'000'000};
     ::nanosleep(&moment, nullptr);
   }
@@ -190,20 +184,50 @@ void submit(State& state, Worker& worker, FileTable::Visit& visit) noexcept {
     fail_flight(state, worker, static_cast<unsigned>(tag), error != 0 ? error : EAGAIN);
 }
 
+// Opens the file of a read by `open` and puts the read into the ring; the read fails if that fails.
+template <typename Open>
+void ask(State& state, Worker& worker, unsigned number, Open&& open) noexcept {
+  Flight& flight = state.flights[number];
+  try {
+    put(state, number, open(flight.batch->read(flight.index).file));
+  } catch (const IoError& error) {
+    fail_flight(state, worker, number, error.error());
+  } catch (const std::bad_alloc&) {
+    flight.batch->fail({.index = flight.index, .kind = FailureKind::kMemory, .expected = sizeof(OpenFile)});
+    end_flight(state, worker, number);
+  }
+}
+
+// One read by itself: keeps no file open but its own, and that no longer than it must.
+void ask_alone(State& state, Worker& worker, unsigned number) noexcept {
+  std::optional<FileTable::Pin> pin;
+  ask(state, worker, number, [&](std::uint32_t file) {
+    pin.emplace(worker.files, worker.number, file);
+    return pin->file().fd.get();
+  });
+  submit(state, worker);
+}
+
 // Waits until `least` reads have ended, without holding any file open, and works off those that have.
 void collect(State& state, Worker& worker, unsigned least) noexcept {
   state.ring.enter(least);  // refused or interrupted, the caller comes back
-  FileTable::Visit visit(worker.files, worker.number);
-  work_off(state, worker, visit);
-  submit(state, worker, visit);
+  work_off(state, worker);
+  while (!state.again.empty()) {
+    const unsigned number = state.again.back();
+    state.again.pop_back();
+    ask_alone(state, worker, number);
+  }
 }
 
 void start(EngineState& opaque, Worker& worker, const std::shared_ptr<Pending>& batch,
            Pending::Range range) noexcept {
   State& state = static_cast<State&>(opaque);
+  // A visit keeps every file open that it meets. Where few may be open, each read comes alone.
+  const bool is_many = worker.files.max_open() >= kManyFiles;
   for (std::size_t index = range.begin; index < range.end;) {
     if (state.idle.empty()) collect(state, worker, kAtOnce);
-    FileTable::Visit visit(worker.files, worker.number);
+    std::optional<FileTable::Visit> visit;
+    if (is_many) visit.emplace(worker.files, worker.number);
     for (; index < range.end && !state.idle.empty(); ++index) {
       const unsigned number = state.idle.back();
       state.idle.pop_back();
@@ -212,13 +236,15 @@ void start(EngineState& opaque, Worker& worker, const std::shared_ptr<Pending>& 
       if (read.op == kZero) std::memset(batch->slot(read), 0, read.size);
       if (read.op == kZero || read.size == 0) {
         end_flight(state, worker, number);
+      } else if (is_many) {
+        ask(state, worker, number, [&](std::uint32_t file) { return visit->open(file).fd.get(); });
       } else {
-        ask(state, worker, visit, number);
+        ask_alone(state, worker, number);
       }
     }
-    submit(state, worker, visit);
-    work_off(state, worker, visit);
-    submit(state, worker, visit);
+    submit(state, worker);
+    visit.reset();
+    collect(state, worker, 0);
   }
 }
 

@@ -32,10 +32,10 @@ TEST(the_cache_is_bounded_and_lets_idle_sizes_go) {
     std::vector<Buffer> many;
     for (int i = 0; i < 40; ++i) many.push_back(Buffer::allocate(size));
     many.clear();
-    CHECK(cached_bytes() <= kCacheBound);
-    CHECK(cached_bytes() > kCacheBound / 2);
+    CHECK(cached_bytes() <= kMostCached);
+    CHECK(cached_bytes() > kMostCached / 2);
   }
-  const Buffer larger_than_the_cache = Buffer::allocate(kCacheBound * 2);
+  const Buffer larger_than_the_cache = Buffer::allocate(kMostCached * 2);
   trim_cache();
   CHECK(cached_bytes() == 0);
 }
@@ -43,4 +43,21 @@ TEST(the_cache_is_bounded_and_lets_idle_sizes_go) {
 TEST(sizes_beyond_reason_are_refused) {
   CHECK(check::throws<std::bad_alloc>([] { (void)Buffer::allocate(~std::uint64_t{0}); }));
   CHECK(check::throws<std::bad_alloc>([] { (void)Buffer::allocate(std::uint64_t{1} << 47); }));
+}
+
+TEST(the_bound_of_the_cache_only_falls_and_what_is_above_it_goes) {
+  trim_cache();
+  for (int i = 0; i < 8; ++i) {
+    std::vector<Buffer> held;
+    for (int k = 0; k < 8; ++k) held.push_back(Buffer::allocate(1 << 20));
+  }
+  CHECK(cached_bytes() > (4 << 20));
+  bound_cache(2 << 20);
+  CHECK(cached_bytes() <= (2 << 20));
+  bound_cache(kMostCached);
+  {
+    std::vector<Buffer> held;
+    for (int k = 0; k < 8; ++k) held.push_back(Buffer::allocate(1 << 20));
+  }
+  CHECK(cached_bytes() <= (2 << 20));
 }

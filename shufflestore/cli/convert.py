@@ -20,7 +20,7 @@ def register(commands: _SubParsersAction[ArgumentParser]) -> None:
     """Add `shufflestore convert`."""
     p = commands.add_parser("convert", help="write a data set that can be read in any order")
     p.add_argument("source", help="a file, a folder or a quoted glob; see --from for kinds")
-    p.add_argument("target", help="a new or empty folder")
+    p.add_argument("target", help="a new or empty folder, or a prefix in an object store, e.g. s3://bucket/data")
     p.add_argument("--from", dest="kind", choices=sorted(KINDS), help="kind of the source; detected if not given")
     p.add_argument("--columns", help="names of the columns to keep, separated by commas")
     p.add_argument("--if-exists", choices=("error", "resume", "append", "overwrite"), default="error")
@@ -29,10 +29,17 @@ def register(commands: _SubParsersAction[ArgumentParser]) -> None:
         "--shard-bytes", type=byte_size, default=ShardOptions().shard_bytes, metavar="SIZE", help="default 256MiB"
     )
     p.add_argument("--chunk-rows", type=count, metavar="N", help="records an Arrow record batch; by size if not given")
+    p.add_argument(
+        "--no-narrow", dest="narrow", action="store_false",
+        help="store the integers of lists as they are declared, not in the smallest width that holds a shard's",
+    )  # fmt: skip
     p.add_argument("--delimiter", help="of CSV files; a tab in .tsv and a comma in others if not given")
     p.add_argument("--token-dtype", choices=("uint16", "uint32"), help="of a raw token file (.bin); default uint16")
     p.add_argument("--record-tokens", type=count, metavar="N", help="cut a token file into records of N tokens")
     p.add_argument("--end-token", type=int, metavar="ID", help="token that ends a document of a token file")
+    p.add_argument(
+        "--staging-folder", metavar="FOLDER", help="where shards for an object store are written first; default TMPDIR"
+    )
     p.add_argument("--quiet", action="store_true", help="no progress")
     p.set_defaults(run=run)
 
@@ -43,8 +50,8 @@ def run(args: Namespace) -> int:
     source = SourceOptions(**{key: value for key, value in given.items() if value is not None})
     bar = None if args.quiet or args.json or not sys.stderr.isatty() else _Bar()
     options = ConvertOptions(
-        kind=args.kind, worker_count=args.workers, source=source, progress=bar,
-        shards=ShardOptions(shard_bytes=args.shard_bytes, chunk_rows=args.chunk_rows),
+        kind=args.kind, worker_count=args.workers, source=source, progress=bar, staging_folder=args.staging_folder,
+        shards=ShardOptions(shard_bytes=args.shard_bytes, chunk_rows=args.chunk_rows, narrow=args.narrow),
     )  # fmt: skip
     columns = args.columns.split(",") if args.columns else None
     try:

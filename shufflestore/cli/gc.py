@@ -15,7 +15,7 @@ __all__ = ["register", "run"]
 def register(commands: _SubParsersAction[ArgumentParser]) -> None:
     """Add `shufflestore gc`."""
     p = commands.add_parser("gc", help="remove old snapshots and files that no snapshot names")
-    p.add_argument("path", help="a store")
+    p.add_argument("path", help="a store, in a folder or an object store")
     p.add_argument("--keep", type=count, default=1, metavar="N", help="newest snapshots to keep; default 1")
     p.add_argument(
         "--grace", type=float, default=GRACE_SECONDS, metavar="SECONDS",

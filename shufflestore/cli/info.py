@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from shufflestore.cli.sizes import readable
 from shufflestore.dataset.opening import open as open_dataset
 from shufflestore.dataset.opening import splits_of
+from shufflestore.format.narrow import FEATURE as NARROW
 
 __all__ = ["register", "run"]
 
@@ -37,6 +38,7 @@ def run(args: Namespace) -> int:
         "identity": manifest.identity,
         "splits": {split.name: split.record_count for split in manifest.splits},
         "columns": {field.name: str(field.type) for field in manifest.schema},
+        "features": list(manifest.features),
     }
     if args.json:
         print(json.dumps(told))
@@ -51,4 +53,6 @@ def run(args: Namespace) -> int:
         print(f"  split {split.name}: {split.record_count:,} records")
     for field in manifest.schema:
         print(f"  column {field.name}: {field.type}")
+    if NARROW in manifest.features:
+        print("  narrow: some shards store integers of lists in fewer bytes than their columns say")
     return 0

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 import types
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext, SpawnProcess
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -25,7 +24,8 @@ from shufflestore.convert.journal import Journal
 from shufflestore.convert.options import ConvertOptions
 from shufflestore.convert.shards import ShardOptions, ShardWriter
 from shufflestore.convert.snapshot import Entries
-from shufflestore.errors import OutOfSpace, StorageError
+from shufflestore.errors import StorageError
+from shufflestore.storage.target import Target
 
 __all__ = ["Bundle", "bundled", "check_room", "write_bundles"]
 
@@ -74,14 +74,9 @@ def bundled(pieces: Sequence[Piece], shard_bytes: int) -> list[Bundle]:
     return [Bundle(i, b.split, b.pieces, b.byte_count) for i, b in enumerate(made)]
 
 
-def check_room(folder: Path, bundles: Sequence[Bundle]) -> None:
+def check_room(target: Target, bundles: Sequence[Bundle]) -> None:
     """Raise OutOfSpace unless what these bundles will take is free."""
-    wanted = sum(bundle.byte_count for bundle in bundles)
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        raise OutOfSpace(
-            f"{folder}: about {wanted:,} bytes are to be written, {free:,} are free there; make room or choose another target"
-        )
+    target.check_room(sum(bundle.byte_count for bundle in bundles))
 
 
 def write_bundles(
@@ -89,22 +84,20 @@ def write_bundles(
     schema: pa.Schema,
     pieces: Sequence[Piece],
     bundles: Sequence[Bundle],
-    folder: Path,
+    target: Target,
     journal: Journal,
     options: ConvertOptions,
 ) -> tuple[Entries, int]:
     """Write every bundle that is not done yet; return all shards in order and how many were there."""
-    made: dict[int, list[dict[str, Any]]] = {}
-    for bundle in bundles:
-        done = journal.done(bundle.number)
-        if done is not None:
-            made[bundle.number] = done
+    with ThreadPoolExecutor(target.at_once, "shufflestore-notes") as pool:
+        notes = list(pool.map(journal.done, [bundle.number for bundle in bundles]))
+    made = {bundle.number: done for bundle, done in zip(bundles, notes, strict=True) if done is not None}
     resumed = sum(len(group) for group in made.values())
     todo = [bundle for bundle in bundles if bundle.number not in made]
-    check_room(folder, todo)
+    check_room(target, todo)
     spec = source.spec()
     workers = min(options.worker_count or len(os.sched_getaffinity(0)), len(todo))
-    work = Work(str(folder), schema_to_text(schema), tuple(pieces), options.shards)
+    work = Work(target, schema_to_text(schema), tuple(pieces), options.shards)
     if spec is None or workers < 2:
         _alone(source, work, todo, journal, options, made)
     else:
@@ -116,23 +109,33 @@ def write_bundles(
 class Work:
     """What a worker must know besides its bundle."""
 
-    folder: str
+    target: Target
     schema_text: str
     """Not a pa.Schema: pickling one loses the names and the nullability of the items of fixed_size_list."""
     pieces: tuple[Piece, ...]
     shards: ShardOptions
 
 
-def write_bundle(source: Source, work: Work, bundle: Bundle, advance: Advance) -> list[dict[str, Any]]:
-    """Write one bundle's shards and return their rows of the shard table."""
+def write_bundle(source: Source, work: Work, bundle: Bundle, advance: Advance) -> ShardWriter:
+    """Write one bundle's shards; the last of them may still be on its way."""
     prefix = f"{bundle.split}-{bundle.number:05d}"
-    writer = ShardWriter(Path(work.folder), prefix, schema_from_text(work.schema_text), work.shards, advance)
+    writer = ShardWriter(work.target, prefix, schema_from_text(work.schema_text), work.shards, advance)
     try:
         for number in bundle.pieces:
             if work.pieces[number].record_count == 0:
                 continue
             for batch in source.read(work.pieces[number]):
                 writer.add(batch)
+        writer.end()
+    except BaseException:
+        writer.abandon()
+        raise
+    return writer
+
+
+def finished(writer: ShardWriter) -> list[dict[str, Any]]:
+    """Wait for a bundle's shards and return their rows of the shard table."""
+    try:
         return writer.finish()
     except BaseException:
         writer.abandon()
@@ -159,10 +162,23 @@ def _alone(
             last = time.monotonic()
             options.progress(totals[0], totals[1], totals[2], all_bytes)
 
-    for bundle in todo:
-        made[bundle.number] = write_bundle(source, work, bundle, advance)
+    def settle() -> None:
+        bundle, writer = waiting.popleft()
+        made[bundle.number] = finished(writer)
         journal.note(bundle.number, made[bundle.number])
         totals[2] += bundle.byte_count
+
+    waiting: deque[tuple[Bundle, ShardWriter]] = deque()
+    try:
+        for bundle in todo:
+            waiting.append((bundle, write_bundle(source, work, bundle, advance)))
+            while len(waiting) > work.target.behind:
+                settle()
+        while waiting:
+            settle()
+    finally:
+        for _, writer in waiting:
+            writer.abandon()
     if options.progress is not None:
         options.progress(totals[0], totals[1], totals[2], all_bytes)
 
@@ -221,7 +237,7 @@ def _together(
                     options.progress(counters[0], counters[1], source_bytes, all_bytes)
         except BrokenProcessPool as cause:
             raise StorageError(
-                f"{work.folder}: a converting process died (killed, or out of memory); what is finished is kept: "
+                f"{work.target}: a converting process died (killed, or out of memory); what is finished is kept: "
                 "go on with if_exists='resume', with fewer workers if memory was short"
             ) from cause
         finally:
@@ -259,4 +275,4 @@ def _in_worker(bundle: Bundle) -> list[dict[str, Any]]:
         if counters[2]:
             raise KeyboardInterrupt
 
-    return write_bundle(source, work, bundle, advance)
+    return finished(write_bundle(source, work, bundle, advance))

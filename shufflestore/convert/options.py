@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ class ConvertOptions:
     """Processes; None for one a processor. The result does not depend on it."""
     shards: ShardOptions = field(default_factory=ShardOptions)
     source: SourceOptions = field(default_factory=SourceOptions)
+    staging_folder: str | os.PathLike[str] | None = None
+    """Where shards for an object store are written before they are sent; None for the system's temporary folder, TMPDIR.
+    Room for three shards a process is enough."""
     progress: Callable[[int, int, int, int | None], None] | None = None
     """Called some ten times a second with (records, bytes written, source bytes done, source bytes in all)."""
 

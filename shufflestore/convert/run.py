@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -20,8 +20,7 @@ from shufflestore.dataset.inplace import difference
 from shufflestore.dataset.opening import load_manifest, snapshots_of
 from shufflestore.errors import AlreadyExists, OptionError, SchemaError, SourceError
 from shufflestore.format.manifest import Manifest
-from shufflestore.storage.commit import make_folder, sweep, sync_folder
-from shufflestore.storage.local import LocalStore
+from shufflestore.storage.target import Target, target_at
 
 __all__ = ["ConvertOptions", "ConvertReport", "IfExists", "convert", "prepare"]
 
@@ -36,18 +35,21 @@ def convert(
     schema: pa.Schema | None = None,
     if_exists: IfExists = "error",
     options: ConvertOptions | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> ConvertReport:
     """Write a data set that can be read in any order.
 
     Args:
         source: A path, folder or glob (Parquet, JSONL, CSV, Arrow, WebDataset, MDS, Hugging Face, folders of images,
             token files), a datasets.Dataset or DatasetDict, or any iterable of dicts.
-        target: A folder, new or empty unless `if_exists` says otherwise.
+        target: A folder, or a prefix in an object store such as "s3://bucket/data", new or empty unless `if_exists` says
+            otherwise.
         columns: Names of the columns to keep; None for all.
         schema: To cast to; None for the source's own.
         if_exists: "error"; "resume" an interrupted conversion of the same source to the same bytes;
             "append" as a new snapshot; "overwrite" with a new snapshot (`gc` frees the old one).
         options: Sizes, workers, progress.
+        storage_options: Of the object store: region, endpoint, credentials, as for `open`.
 
     Returns:
         What was written. Nothing is visible to readers until all of it is.
@@ -55,18 +57,20 @@ def convert(
     Raises:
         AlreadyExists: Something is at the target. SourceError, SchemaError: The input, by file and row.
         OutOfSpace: Before it starts or on the way; resume when there is room.
+        StorageError: The target cannot be reached or written to; before the source is read where that shows at once.
     """
     started = time.monotonic()
     chosen = options or ConvertOptions()
+    place = target_at(target, storage_options, chosen.staging_folder)
+    place.reach()
     opened = detect(source, chosen.kind, _source_options(chosen.source, columns, schema))
-    folder = Path(target)
     if chosen.worker_count is not None and chosen.worker_count < 1:
         raise OptionError(f"worker_count={chosen.worker_count}; at least 1 is needed")
-    journal = Journal(folder)
+    journal = Journal(place)
     unfinished = journal.plan()  # before the snapshots: a conversion commits, then ends its journal
-    parent = prepare(folder, if_exists)
-    if unfinished is not None and committed(folder, parent, unfinished) is not None:
-        sync_folder(folder / "snapshots")  # who committed it may have died before it was durable
+    parent = prepare(place, if_exists)
+    if unfinished is not None and committed(place, parent, unfinished) is not None:
+        place.settle("snapshots")  # who committed it may have died before it was durable
         journal.end()
         unfinished = None
     if unfinished is not None and if_exists == "resume" and not opened.is_replayable:
@@ -79,28 +83,26 @@ def convert(
     plan = _plan(opened, chosen, bundles, parent, if_exists)
     if if_exists == "resume":
         if unfinished is None and parent is not None:
-            sweep(folder)
+            place.sweep()
             journal.tidy()
-            return _finished(folder, parent, plan, started)
+            return _finished(place, parent, plan, started)
         # How it joins what was there is what was said when it began.
         plan |= {key: unfinished[key] for key in ("base_snapshot", "mode") if unfinished and key in unfinished}
     appends = plan["mode"] == "append"
     if parent is not None and appends:
         if not found.equals(parent.schema):
-            raise SchemaError(
-                f"{folder}: cannot append other columns: {difference(parent.schema, found)}; give schema="
-            )
+            raise SchemaError(f"{place}: cannot append other columns: {difference(parent.schema, found)}; give schema=")
         found = parent.schema  # equal schemas may still name the items of lists otherwise, and row indexes tell
     if if_exists == "overwrite":
         journal.end()
         unfinished = None
     if unfinished is None:
-        check_room(folder, bundles)
+        check_room(place, bundles)
     journal.begin(plan, resume=if_exists == "resume")
-    sweep(folder)
-    entries, resumed = write_bundles(opened, found, pieces, bundles, folder, journal, chosen)
+    place.sweep()
+    entries, resumed = write_bundles(opened, found, pieces, bundles, place, journal, chosen)
     try:
-        made = commit(folder, found, entries, parent, plan, appends=appends, is_once=True)
+        made = commit(place, found, entries, parent, plan, appends=appends, is_once=True)
     except AlreadyExists:
         journal.end()  # what is left to do is another conversion
         raise
@@ -124,31 +126,29 @@ def _source_options(given: SourceOptions, columns: Sequence[str] | None, schema:
     return replace(given, **changes)
 
 
-def prepare(folder: Path, if_exists: IfExists) -> Manifest | None:
-    """Make sure that a folder may be written to; return its newest snapshot, if it has one.
+def prepare(target: Target, if_exists: IfExists) -> Manifest | None:
+    """Make sure that a place may be written to; return its newest snapshot, if it has one.
 
     Raises:
         OptionError: `if_exists` is none of its four. AlreadyExists: Something is there and must not be.
     """
     if if_exists not in _IF_EXISTS:
         raise OptionError(f"if_exists={if_exists!r}; allowed are {list(_IF_EXISTS)}")
-    if folder.exists() and not folder.is_dir():
-        raise AlreadyExists(f"{folder} is a file; give a folder")
-    make_folder(folder)
-    held = {p.name for p in folder.iterdir()}
-    store = LocalStore(str(folder))
-    parent = load_manifest(store, None) if "snapshots" in held and snapshots_of(store) else None
-    store.close()
+    target.make()
+    held = target.top()
+    with closing(target.store()) as store:
+        parent = load_manifest(store, None) if "snapshots" in held and snapshots_of(store) else None
     if parent is not None and if_exists == "error":
         raise AlreadyExists(
-            f"{folder}: a data set of {parent.record_count:,} records is here; choose another target, or say "
+            f"{target}: a data set of {parent.record_count:,} records is here; choose another target, or say "
             "if_exists='append' or 'overwrite'"
         )
     strangers = sorted(held - {"snapshots", "shards", ".convert"})
     if strangers and parent is None:
         raise AlreadyExists(
-            f"{folder} holds {strangers[0]!r}, which is no part of a data set; give a new or empty folder"
+            f"{target} holds {strangers[0]!r}, which is no part of a data set; give a new or empty folder"
         )
+    target.probe()
     return parent
 
 
@@ -168,12 +168,12 @@ def _plan(
     }
 
 
-def _finished(folder: Path, parent: Manifest, plan: dict[str, Any], started: float) -> ConvertReport:
+def _finished(target: Target, parent: Manifest, plan: dict[str, Any], started: float) -> ConvertReport:
     """Resuming what was committed already is no work, if it was the same conversion."""
     if parent.options.get("fingerprint") != plan["fingerprint"]:
         raise AlreadyExists(
-            f"{folder}: nothing is unfinished here, and the data set comes from another source; say if_exists='append' "
+            f"{target}: nothing is unfinished here, and the data set comes from another source; say if_exists='append' "
             "or 'overwrite'"
         )
     counts = {split.name: split.record_count for split in parent.splits}
-    return ConvertReport(str(folder), parent.snapshot, 0, 0, 0, parent.shard_count, time.monotonic() - started, counts)
+    return ConvertReport(str(target), parent.snapshot, 0, 0, 0, parent.shard_count, time.monotonic() - started, counts)

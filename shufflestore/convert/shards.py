@@ -10,18 +10,22 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from shufflestore.convert.narrower import Measured, Narrower
 from shufflestore.dataset.inplace import fetcher, mapped, shard_entry
 from shufflestore.errors import ShuffleStoreError, SourceError
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.encode import build_index
 from shufflestore.format.schema import Tree, build_tree
-from shufflestore.storage.commit import TemporaryFile, make_folder, publish, publish_file
+from shufflestore.storage.commit import TemporaryFile
+from shufflestore.storage.target import Target, target_at
 
 __all__ = ["ShardOptions", "ShardWriter"]
 
 _INT32_BYTES: Final = 2**31 - 1
 _CHUNK_ROWS: Final = 16_384
 """Records a record batch at most, however small they are."""
+_SETTLING_SHARE: Final = 16
+"""Widths are settled once this part of a shard has been seen: it waits in memory, and no shard is smaller for them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class ShardOptions:
     shrink eightfold."""
     shard_records: int = 4_000_000
     """At most; keeps the row index of tiny records within tens of MB."""
+    narrow: bool = True
+    """Store the integers of lists in the smallest width that holds those of a shard, e.g. token ids as uint16. Readers of
+    the data set see no difference but half the bytes; other readers of a shard's file see the smaller type."""
 
 
 class ShardWriter:
@@ -47,19 +54,24 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, prefix: str, schema: pa.Schema, options: ShardOptions, advance: Callable[[int, int], None]
+        self,
+        place: Path | Target,
+        prefix: str,
+        schema: pa.Schema,
+        options: ShardOptions,
+        advance: Callable[[int, int], None],
     ) -> None:
         """Begin.
 
         Args:
-            folder: Of the store; shards go to its `shards/`.
+            place: Of the store; shards go to its `shards/`.
             prefix: Begins the shards' names, e.g. "train-00012".
             schema: Of every batch.
             options: Sizes.
             advance: Called with (records, bytes) as they are written.
         """
-        self._folder = folder / "shards"
-        make_folder(self._folder)
+        self._target = target_at(place)
+        self._target.make("shards")
         self._prefix = prefix
         self._schema = schema
         self._tree = build_tree(schema)
@@ -69,6 +81,14 @@ class ShardWriter:
         self._held_rows = 0
         self._held_bytes = 0
         self._chunk_rows = options.chunk_rows
+        self._narrower = Narrower(self._tree)
+        self._is_narrow = options.narrow and not self._narrower.is_idle
+        self._waiting: list[Measured] = []
+        """The first chunks of a shard, until its widths are settled."""
+        self._waiting_bytes = self._waiting_rows = 0
+        self._codes: dict[int, str] = {}
+        self._stored = schema
+        """Schema of the shard at hand."""
         self._file: TemporaryFile | None = None
         self._ipc: Any = None
         self._written = 0
@@ -88,11 +108,17 @@ class ShardWriter:
         if self._held_rows >= self._chunk_rows:
             self._drain(self._held_rows // self._chunk_rows)
 
-    def finish(self) -> list[dict[str, Any]]:
-        """Write what is left and return the shards' rows of the shard table, all of them published."""
+    def end(self) -> None:
+        """Write what is left; the last shard may then still be on its way. Raises as `add`."""
         if self._held_rows:
             self._drain(-1)
+        while self._waiting:
+            self._settle()
         self._seal()
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Write what is left and return the shards' rows of the shard table, all of them published."""
+        self.end()
         # no deadline: writing takes as long as the disk takes
         entries = [future.result() for future in self._sealing]
         self._sealer.shutdown()
@@ -100,7 +126,7 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Drop the shard that is being written; published ones stay for a resume or `gc`. Idempotent."""
-        self._held, self._held_rows, self._held_bytes = [], 0, 0
+        self._held, self._held_rows, self._held_bytes, self._waiting = [], 0, 0, []
         if self._file is not None:
             self._file.abandon()
             self._file = None
@@ -147,9 +173,15 @@ class ShardWriter:
             yield table.combine_chunks().to_batches()[0]
 
     def _write(self, chunk: pa.RecordBatch) -> None:
+        if self._is_narrow:
+            self._place(self._narrower.measured(chunk))
+        else:
+            self._append(chunk)
+
+    def _append(self, chunk: pa.RecordBatch) -> None:
         if self._file is None:
-            self._file = TemporaryFile(self._folder, self._options.shard_bytes)
-            self._ipc = pa.ipc.new_file(pa.PythonFile(self._file, "w"), self._schema)
+            self._file = self._target.stage("shards", self._options.shard_bytes)
+            self._ipc = pa.ipc.new_file(pa.PythonFile(self._file, "w"), self._stored)
         self._ipc.write_batch(chunk)
         size = self._file.tell()
         self._advance(chunk.num_rows, size - self._written)
@@ -157,6 +189,32 @@ class ShardWriter:
         self._written_rows += chunk.num_rows
         if size >= self._options.shard_bytes or self._written_rows >= self._options.shard_records:
             self._seal()
+
+    # -- widths ------------------------------------------------------------------------------------
+
+    def _place(self, chunk: Measured) -> None:
+        """Write a chunk to the shard at hand if its widths hold it; else begin another."""
+        if self._file is not None and not self._narrower.fits(chunk, self._codes):
+            self._seal()
+        if self._file is not None:
+            self._append(self._narrower.stored(chunk, self._stored, self._codes))
+            return
+        self._waiting.append(chunk)
+        self._waiting_bytes += pa.ipc.get_record_batch_size(chunk.batch)
+        self._waiting_rows += chunk.batch.num_rows
+        is_enough = self._waiting_bytes >= self._options.shard_bytes // _SETTLING_SHARE
+        if is_enough or self._waiting_rows >= self._options.shard_records:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Begin a shard in the smallest widths that hold the chunks that wait, and write them."""
+        waiting, self._waiting, self._waiting_bytes, self._waiting_rows = self._waiting, [], 0, 0
+        self._codes = self._narrower.codes(waiting)
+        self._stored = self._narrower.schema(self._codes)
+        first, *rest = waiting
+        self._append(self._narrower.stored(first, self._stored, self._codes))
+        for chunk in rest:  # where the shard is full before the last of them, the others wait for the next
+            self._place(chunk)
 
     # -- shards ------------------------------------------------------------------------------------
 
@@ -171,10 +229,10 @@ class ShardWriter:
         file, self._file, self._ipc, self._written, self._written_rows = self._file, None, None, 0, 0
         stem = f"{self._prefix}-{len(self._sealing):03d}"
         synced = self._sealer.submit(file.sync)
-        self._sealing.append(self._sealer.submit(_publish_shard, file, synced, self._folder, stem, self._tree))
+        self._sealing.append(self._sealer.submit(_publish_shard, file, synced, self._target, stem, self._tree))
 
 
-def _publish_shard(file: TemporaryFile, synced: Future[None], folder: Path, stem: str, tree: Tree) -> dict[str, Any]:
+def _publish_shard(file: TemporaryFile, synced: Future[None], target: Target, stem: str, tree: Tree) -> dict[str, Any]:
     """Index one shard while it is being synced, and publish it then; return its row of the shard table."""
     try:
         data = mapped(file.path)
@@ -187,12 +245,12 @@ def _publish_shard(file: TemporaryFile, synced: Future[None], folder: Path, stem
             del data
         synced.result()  # no deadline: as long as the disk takes
         digest = built.digest
-        name = f"{stem}-{digest.hex()[:16]}"
-        publish(folder / f"{name}.rows", built.parts, renews=True)
+        name = f"shards/{stem}-{digest.hex()[:16]}"
+        target.publish(f"{name}.rows", built.parts, renews=True)
         # A file of this name has this digest, hence these bytes: losing the race is as good as winning it.
-        publish_file(file, folder / f"{name}.arrow", renews=True)
+        target.publish_file(file, f"{name}.arrow", renews=True)
     except BaseException:
         wait([synced], timeout=None)  # no deadline: the descriptor is in use until then
         file.abandon()
         raise
-    return shard_entry(f"shards/{name}.arrow", f"shards/{name}.rows", 0, built, digest)
+    return shard_entry(f"{name}.arrow", f"{name}.rows", 0, built, digest)

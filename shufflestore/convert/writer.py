@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +16,7 @@ from shufflestore.convert.snapshot import commit
 from shufflestore.dataset.inplace import difference
 from shufflestore.errors import OptionError, SchemaError, StorageError
 from shufflestore.format.manifest import Manifest
+from shufflestore.storage.target import target_at
 
 __all__ = ["Writer"]
 
@@ -42,30 +42,36 @@ class Writer:
         if_exists: IfExists = "error",
         split: str = "train",
         options: ShardOptions | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        staging_folder: str | os.PathLike[str] | None = None,
     ) -> None:
         """Begin.
 
         Args:
-            target: A folder, new or empty unless `if_exists` says otherwise.
+            target: A folder, or a prefix in an object store such as "s3://bucket/data", new or empty unless `if_exists`
+                says otherwise.
             schema: Of the records; None to infer it from the first thousand.
             if_exists: "error", "append" or "overwrite". A loop of your own cannot be resumed.
             split: The records' split.
             options: Sizes.
+            storage_options: Of the object store: region, endpoint, credentials, as for `open`.
+            staging_folder: Where shards for an object store are written first; None for the system's temporary folder.
 
         Raises:
-            AlreadyExists: Something is at the target.
+            AlreadyExists: Something is at the target. StorageError: It cannot be reached or written to.
         """
         if if_exists == "resume":
             raise OptionError(
                 "a Writer cannot resume: it does not see your loop; use if_exists='append' or 'overwrite'"
             )
-        self._folder = Path(target)
-        self._parent = prepare(self._folder, if_exists)
+        self._target = target_at(target, storage_options, staging_folder)
+        self._target.reach()
+        self._parent = prepare(self._target, if_exists)
         self._appends = if_exists == "append"
         if self._appends and self._parent is not None:
             base = self._parent.schema
             if schema is not None and not schema.equals(base):
-                raise SchemaError(f"{self._folder}: cannot append other columns: {difference(base, schema)}")
+                raise SchemaError(f"{self._target}: cannot append other columns: {difference(base, schema)}")
             schema = base
         self._split = split
         self._options = options or ShardOptions()
@@ -100,7 +106,7 @@ class Writer:
                 number = 0 if self._parent is None else self._parent.snapshot
                 prefix = f"{self._split}-w{number:05d}"
                 self._shards = ShardWriter(
-                    self._folder, prefix, batch.schema, self._options, lambda records, size: None
+                    self._target, prefix, batch.schema, self._options, lambda records, size: None
                 )
             self._shards.add(batch)
         except BaseException as error:
@@ -112,7 +118,7 @@ class Writer:
     def _refuse_broken(self) -> None:
         if self._broken is not None:
             raise StorageError(
-                f"{self._folder}: this Writer failed before ({self._broken}), and the records since are lost; nothing was "
+                f"{self._target}: this Writer failed before ({self._broken}), and the records since are lost; nothing was "
                 "committed: mend the cause and write them again with a new Writer"
             ) from self._broken
 
@@ -134,10 +140,10 @@ class Writer:
         schema = self._builder.schema
         if schema is None:
             raise SchemaError(
-                f"{self._folder}: no record was written and no schema given: nothing was committed; give schema="
+                f"{self._target}: no record was written and no schema given: nothing was committed; give schema="
             )
         self.manifest = commit(
-            self._folder, schema, [(self._split, entries)], self._parent, {"kind": "writer"},
+            self._target, schema, [(self._split, entries)], self._parent, {"kind": "writer"},
             appends=self._appends, is_once=False,
         )  # fmt: skip
 

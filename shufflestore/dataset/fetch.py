@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflestore.errors import CorruptData, NotFound, ShardTruncated, ShuffleStoreError, StorageError
+from shufflestore.errors import CorruptData, DataChanged, NotFound, ShardTruncated, ShuffleStoreError, StorageError
 from shufflestore.storage.base import COPY, HAS_CRC, READ, Pending, ReadFailure, Store
 
 __all__ = ["Extent", "explain", "fetch", "wait"]
@@ -83,7 +83,16 @@ def explain(failure: ReadFailure, uri: str, name: str, what: str, offset: int, s
         return StorageError(f"{place}: no memory for a batch that holds it; lower batch_size or prefetch_bytes")
     if failure.kind == "closed":
         return StorageError(f"{place}: the reader was closed while it was under way")
+    if failure.kind == "changed":
+        return DataChanged(
+            f"{place}: the object was replaced while it was being read ({failure.text}); a data set's files never change: "
+            "find out who wrote it, and open the data set again"
+        )
+    if failure.kind == "remote":
+        return StorageError(f"{place}: {failure.text}")
     text = f"{place}: {os.strerror(failure.errno)} (errno {failure.errno})"
+    if failure.text:
+        text = f"{text}: {failure.text}"
     if failure.errno == errno.ENOENT:
         return NotFound(f"{text}; a shard that the manifest names is gone: restore it or convert again")
     return StorageError(text)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from shufflestore.dataset.opening import UNFINISHED, load_manifest, snapshots_of
 from shufflestore.errors import NotFound, OptionError
 from shufflestore.format.manifest import snapshot_name
-from shufflestore.storage.commit import TEMPORARY, remove, sweep, sync_folder
-from shufflestore.storage.local import LocalStore
+from shufflestore.storage.base import Store
+from shufflestore.storage.commit import TEMPORARY
+from shufflestore.storage.target import Found, Target, target_at
 
 __all__ = ["GcReport", "gc"]
 
@@ -31,7 +34,11 @@ class GcReport:
 
 
 def gc(
-    path: str | os.PathLike[str], keep: int = 1, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False
+    path: str | os.PathLike[str],
+    keep: int = 1,
+    grace_seconds: float = GRACE_SECONDS,
+    dry_run: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> GcReport:
     """Remove old snapshots and files that no kept snapshot names.
 
@@ -40,38 +47,41 @@ def gc(
     removed snapshot lose their files: keep as many as are in use.
 
     Args:
-        path: A store.
+        path: A store, in a folder or an object store.
         keep: Newest snapshots to keep, at least 1.
         grace_seconds: Files younger than this stay unless a removed snapshot named them; a running
             conversion may be about to commit them.
         dry_run: Only say what would go.
+        storage_options: Of the object store: region, endpoint, credentials, as for `open`.
 
     Raises:
         OptionError: `keep` below 1. NotFound: No snapshot there.
     """
     if keep < 1:
         raise OptionError(f"keep={keep}; at least the newest snapshot must stay")
-    folder = Path(path)
-    if not (folder / "snapshots").is_dir():
-        raise NotFound(f"{folder} is not a store; nothing was removed")
-    names = _Names.read(folder, keep)
-    doomed = [file for file in sorted(_files(folder)) if names.is_free(file, grace_seconds)]
-    if not dry_run and _Names.numbers(folder) != names.seen:
-        return gc(path, keep, grace_seconds, dry_run)  # somebody committed meanwhile, perhaps one of these files
+    target = target_at(path, storage_options)
+    if "snapshots" not in target.top():
+        raise NotFound(f"{target} is not a store; nothing was removed")
+    names = _Names.read(target, keep)
+    doomed = [file.name for file in _files(target) if names.is_free(file, grace_seconds)]
+    if not dry_run and _Names.numbers(target) != names.seen:
+        # Somebody committed meanwhile, perhaps one of these files.
+        return gc(path, keep, grace_seconds, dry_run, storage_options)
     freed = 0
     removed = []
     # Roots first, and for good: from then on nobody can open what is about to lose its files.
     roots = [file for file in doomed if file.endswith(".json")]
     for file in [*roots, *(file for file in doomed if file not in roots)]:
-        if not names.is_free(file, grace_seconds):
+        (now,) = target.find([file])
+        if now is None or not names.is_free(now, grace_seconds):
             continue  # renewed by a conversion since
-        freed += (folder / file).stat().st_size
+        freed += now.size
         removed.append(file)
         if not dry_run:
-            remove(folder / file)
+            target.remove(file)
             if file == (roots or [""])[-1]:
-                sync_folder(folder / "snapshots")
-    freed += 0 if dry_run else sweep(folder)
+                target.settle("snapshots")
+    freed += 0 if dry_run else target.sweep()
     return GcReport(str(path), tuple(sorted(removed)), freed, tuple(names.kept))
 
 
@@ -79,7 +89,7 @@ def gc(
 class _Names:
     """Which files snapshots need, and which they no longer do."""
 
-    folder: Path
+    target: Target
     seen: list[int]
     kept: list[int]
     needed: frozenset[str]
@@ -87,40 +97,39 @@ class _Names:
     """Files of snapshots that go, and when the newest of these was committed."""
 
     @staticmethod
-    def numbers(folder: Path) -> list[int]:
-        store = LocalStore(str(folder))
-        found = snapshots_of(store)
-        store.close()
-        return found
+    def numbers(target: Target) -> list[int]:
+        with closing(target.store()) as store:
+            return snapshots_of(store)
 
     @classmethod
-    def read(cls, folder: Path, keep: int) -> _Names:
+    def read(cls, target: Target, keep: int) -> _Names:
         """Everything is read before anything is removed: a damaged manifest stops here."""
-        numbers = cls.numbers(folder)
-        store = LocalStore(str(folder))
+        numbers = cls.numbers(target)
         kept = numbers[-keep:]
-        needed = frozenset().union(*(_names(store, number) for number in kept))
         freed: dict[str, float] = {}
-        for number in numbers[:-keep]:
-            committed = (folder / snapshot_name(number)).stat().st_mtime
-            freed |= dict.fromkeys(_names(store, number) - needed, committed)
-        store.close()
-        return cls(folder, numbers, kept, needed, freed)
+        with closing(target.store()) as store:
+            needed = frozenset().union(*(_names(store, number) for number in kept))
+            roots = target.find([snapshot_name(number) for number in numbers[:-keep]])
+            for number, root in zip(numbers[:-keep], roots, strict=True):
+                if root is not None:
+                    freed |= dict.fromkeys(_names(store, number) - needed, root.changed)
+        return cls(target, numbers, kept, needed, freed)
 
-    def is_free(self, file: str, grace_seconds: float) -> bool:
-        if file in self.needed or not self.kept:
+    def is_free(self, file: Found, grace_seconds: float) -> bool:
+        if file.name in self.needed or not self.kept:
             return False
-        try:
-            changed = (self.folder / file).stat().st_mtime
-        except FileNotFoundError:
-            return False
-        if file in self.freed and changed <= self.freed[file]:
+        if file.name in self.freed and file.changed + self._doubt(file) <= self.freed[file.name]:
             return True
         # Named by no snapshot, or renewed since by a conversion that made the very same file again.
-        return time.time() - changed >= grace_seconds and not (self.folder / UNFINISHED).exists()
+        is_old = time.time() - file.changed >= grace_seconds
+        return is_old and self.target.find([UNFINISHED]) == [None]
+
+    def _doubt(self, file: Found) -> float:
+        """Seconds by which a file may have been renewed although the times do not show it; a root never is."""
+        return 0.0 if file.name.endswith(".json") else self.target.tick_seconds
 
 
-def _names(store: LocalStore, number: int) -> set[str]:
+def _names(store: Store, number: int) -> set[str]:
     """Every file that a snapshot needs, its own root included."""
     manifest = load_manifest(store, number)
     table = manifest.check_table(store.read(manifest.table_name), manifest.table_name).table
@@ -132,10 +141,10 @@ def _names(store: LocalStore, number: int) -> set[str]:
     }
 
 
-def _files(folder: Path) -> list[str]:
+def _files(target: Target) -> list[Found]:
     """Files of the kinds that this package writes; anything else in the folder is not ours to remove."""
     found = []
-    for inner, endings in (("snapshots", (".json", ".shards")), ("shards", (".arrow", ".rows")), ("rows", (".rows",))):
-        names = (f.name for f in (folder / inner).glob("*") if f.suffix in endings)
-        found += [f"{inner}/{name}" for name in names if not name.startswith(TEMPORARY)]
+    for inner, endings in (("rows", (".rows",)), ("shards", (".arrow", ".rows")), ("snapshots", (".json", ".shards"))):
+        there = (file for file in target.files(inner) if file.name.endswith(endings))
+        found += [file for file in there if not file.name.startswith(f"{inner}/{TEMPORARY}")]
     return found

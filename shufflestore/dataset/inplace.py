@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from shufflestore import _native
 from shufflestore.dataset.foreign import Foreign, discover
-from shufflestore.errors import CorruptData, FormatError, NotFound, SchemaError, ShuffleStoreError
+from shufflestore.errors import CorruptData, FormatError, NotFound, OptionError, SchemaError, ShuffleStoreError
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.encode import BuiltIndex, build_index
-from shufflestore.format.manifest import SHARD_TABLE, Manifest, Shards, Split, snapshot_name
+from shufflestore.format.manifest import SHARD_TABLE, Manifest, Shards, Split, snapshot_name, snapshot_number
 from shufflestore.format.schema import Tree, build_tree
 from shufflestore.storage.commit import make_folder, publish, remove
+from shufflestore.storage.target import Target, target_at
+from shufflestore.storage.uri import is_remote, local_path
 
 __all__ = ["BESIDE", "cache_folder", "index", "index_into", "shard_entry", "write_snapshot"]
 
@@ -67,7 +69,11 @@ def index(path: str | os.PathLike[str], checksums: bool = True, progress: Progre
     Raises:
         NotFound, SourceError, FormatError, CorruptData, SchemaError: Naming the file.
     """
-    place = Path(path)
+    if is_remote(path):
+        raise OptionError(
+            f"{path}: data is indexed where it lies on a disk; download it, or convert it: `shufflestore convert SOURCE {path}`"
+        )
+    place = local_path(path)
     target = beside(place)
     index_into(place, target, checksums, progress)
     return target
@@ -179,7 +185,7 @@ def _publish_afresh(path: Path, parts: Sequence[Any]) -> None:
 
 
 def shard_entry(data: str, name: str, split: int, built: BuiltIndex, digest: bytes) -> dict[str, Any]:
-    """Return a shard's row of the shard table."""
+    """Return a shard's row of the shard table, and the features that it needs."""
     header = built.header
     return {
         "data": data,
@@ -192,28 +198,31 @@ def shard_entry(data: str, name: str, split: int, built: BuiltIndex, digest: byt
         "header_sha256": digest,
         "page_count": header.page_count,
         "page_bytes": header.layout.page_bytes,
+        "features": header.layout.features,  # no column of the table: `write_snapshot` is told what they add up to
     }
 
 
 def write_snapshot(
-    folder: Path,
+    place: Path | Target,
     schema: pa.Schema,
     splits: tuple[Split, ...],
     rows: list[dict[str, Any]],
     options: dict[str, Any],
     parent: Manifest | None = None,
     replace: bool = False,
+    features: Sequence[str] = (),
 ) -> Manifest | None:
     """Publish a shard table and then the root that names it: the commit.
 
     Args:
-        folder: Of the manifest.
+        place: Of the manifest.
         schema: Of the data set.
         splits: With their counts.
         rows: Of the shard table, all of them.
         options: Kept in the root.
         parent: The snapshot this one follows; None for the first.
-        replace: Follow whatever snapshot is the newest (indexes of data in place have no history).
+        replace: Follow whatever snapshot is the newest (indexes of data in place have no history); in a folder.
+        features: What a reader of the shards must know, sorted.
 
     Returns:
         The manifest, or None if another writer took the number first.
@@ -221,18 +230,20 @@ def write_snapshot(
     table = Shards(pa.Table.from_pylist(rows, schema=SHARD_TABLE)).encode()
     digest = hashlib.sha256(table).hexdigest()
     name = f"snapshots/{digest[:16]}.shards"
-    make_folder(folder / "snapshots")
-    if replace:
-        _publish_afresh(folder / name, [table])
-    else:
-        publish(folder / name, table, renews=True)
+    target = target_at(place)
+    target.make("snapshots")
     number = 1 if parent is None else parent.snapshot + 1
     if replace:
-        taken = [int(p.stem) for p in (folder / "snapshots").glob("*.json") if p.stem.isdigit()]
-        number = max(taken, default=0) + 1
-    made = Manifest(schema, splits, name, len(table), digest, number, parent.digest if parent else None, options)
+        _publish_afresh(Path(target.uri, name), [table])
+        number = max((snapshot_number(one.name) or 0 for one in target.files("snapshots")), default=0) + 1
+    else:
+        target.publish(name, table, renews=True)
+    made = Manifest(
+        schema, splits, name, len(table), digest, number, parent.digest if parent else None, options,
+        features=tuple(features),
+    )  # fmt: skip
     nonce = secrets.token_hex(8)
-    return made if publish(folder / snapshot_name(number), made.encode(nonce)) else None
+    return made if target.publish(snapshot_name(number), made.encode(nonce)) else None
 
 
 def changed(files: list[tuple[Path, int]]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,14 +31,16 @@ from shufflestore.format.rebuild import integer_array
 from shufflestore.format.schema import tree_of
 from shufflestore.storage.base import Store
 from shufflestore.storage.local import LocalStore
+from shufflestore.storage.memory import Budget
+from shufflestore.storage.uri import is_remote, local_path
 
 __all__ = ["load_manifest", "open", "open_store", "snapshots_of", "splits_of"]
 
 _log = logging.getLogger("shufflestore")
 UNFINISHED: Final = ".convert/plan.json"
 """Stands in a store while a conversion runs, or waits to be resumed."""
-INDEX_MEMORY_BYTES = 1 << 30
-"""Row indexes kept in memory: 50 million records of the usual kind; more are paged."""
+_PROBED: Final = 64
+"""Snapshots that are asked for at a time where a store cannot list them."""
 
 
 def open(
@@ -47,51 +50,66 @@ def open(
     snapshot: int | None = None,
     verify: bool = True,
     engine: str = "auto",
-    index_memory_bytes: int = INDEX_MEMORY_BYTES,
+    memory_limit: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Open a data set for reading in any order.
 
     A store that `convert` made, or Arrow data where it lies: a Hugging Face `save_to_disk` folder,
     a folder of Arrow files, one Arrow file. Foreign data without an index is indexed first, into
-    the cache folder, which reads all of it once.
+    the cache folder, which reads all of it once. A store may also lie in an object store or on an HTTP server.
 
     Args:
-        path: A folder or file.
+        path: A folder or file, or a URI: s3://, gs://, az://, http(s)://, hf://, file://.
         split: Its name; None if there is only one.
         snapshot: Number of a committed snapshot; None for the newest.
         verify: Check the CRC32C of every byte read. False is your own word that you do not mind.
-        engine: "auto", "mmap" or "pread".
-        index_memory_bytes: Row indexes beyond this are kept page by page.
+        engine: "auto", "mmap" or "pread", for local files.
+        memory_limit: Bytes that look-ahead, row indexes and caches may take together, at least 32 MiB; None for a quarter
+            of what this process may have. One batch is always read, however large.
+        storage_options: Of an object store: endpoint, region, credentials, how hard it is asked; see
+            docs/object_stores.md. What is not given comes from the environment.
 
     Raises:
-        NotFound: Nothing is there. OptionError: No such split, snapshot or engine.
+        NotFound: Nothing is there. OptionError: No such split, snapshot, engine or storage option.
         CorruptData, UnsupportedFeature: The manifest or an index is damaged or too new.
 
     Costs a manifest; nothing grows with the number of records.
     """
     options: dict[str, Any] = {
-        "snapshot": snapshot, "verify": verify, "engine": engine, "index_memory_bytes": index_memory_bytes
+        "snapshot": snapshot, "verify": verify, "engine": engine, "memory_limit": memory_limit,
+        "storage_options": storage_options,
     }  # fmt: skip
-    place = Path(path)
-    store, found = _store_at(place, engine)
+    store, found = _store_at(path, engine, storage_options)
     if found is not None and snapshot is not None:
-        raise OptionError(f"{place} is not a store, so it has no snapshot {snapshot}")
+        raise OptionError(f"{path} is not a store, so it has no snapshot {snapshot}")
     manifest = load_manifest(store, snapshot)
     origin = Origin(_reopen, (str(path), split, options), lambda name: open(path, name, **options))
-    opened = open_store(store, manifest, split, origin, verify, index_memory_bytes)
+    opened = open_store(store, manifest, split, origin, verify, Budget.of(memory_limit))
     return opened if found is None else _as_saved(opened, found)
 
 
-def splits_of(path: str | os.PathLike[str]) -> list[str]:
+def splits_of(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> list[str]:
     """Return the names of a data set's splits."""
-    store, _ = _store_at(Path(path), "auto")
+    store, _ = _store_at(path, "auto", storage_options)
     names = [split.name for split in load_manifest(store, None).splits]
     store.close()
     return names
 
 
-def _store_at(place: Path, engine: str) -> tuple[LocalStore, Foreign | None]:
+def _store_at(
+    path: str | os.PathLike[str], engine: str, storage_options: Mapping[str, Any] | None
+) -> tuple[Store, Foreign | None]:
     """The store at a path, and what foreign data it indexes, if it does; indexes it if nobody has yet."""
+    if is_remote(path):
+        if engine != "auto":
+            raise OptionError(f"{path}: engine {engine!r} reads local files; leave it out for an object store")
+        from shufflestore.storage.remote import RemoteStore  # obstore is an extra
+
+        return RemoteStore(os.fspath(path), storage_options), None
+    place = local_path(path)
+    if storage_options:
+        raise OptionError(f"{path}: storage_options are for object stores; leave them out for local files")
     if (place / "snapshots").is_dir():
         return LocalStore(str(place), engine=engine), None
     if (place / UNFINISHED).is_file():
@@ -165,8 +183,27 @@ def _indices(file: Path) -> NDArray[np.int64]:
 
 
 def snapshots_of(store: Store) -> list[int]:
-    """Return the numbers of the committed snapshots, oldest first."""
+    """Return the numbers of the committed snapshots, oldest first; see `_probed` for stores that cannot list."""
+    if not getattr(store, "can_list", True):
+        return _probed(store)
     return sorted(n for name in store.list("snapshots/") if (n := snapshot_number(name)) is not None)
+
+
+def _probed(store: Any) -> list[int]:
+    """Find snapshots by asking for their names, in runs of 64 until one of them is empty.
+
+    Of data sets with more than 64 snapshots whose old ones were removed, none is found: ask for it by its number.
+    """
+    found: list[int] = []
+    first = 1
+    while True:
+        numbers = range(first, first + _PROBED)
+        sizes = store.sizes([snapshot_name(number) for number in numbers])
+        there = [number for number, size in zip(numbers, sizes, strict=True) if size is not None]
+        if not there:
+            return found
+        found += there
+        first = numbers.stop
 
 
 def load_manifest(store: Store, snapshot: int | None) -> Manifest:
@@ -175,7 +212,8 @@ def load_manifest(store: Store, snapshot: int | None) -> Manifest:
     Raises:
         NotFound: No snapshot was ever committed. OptionError: Not the one asked for.
     """
-    numbers = snapshots_of(store)
+    can_list = getattr(store, "can_list", True)
+    numbers = snapshots_of(store) if can_list or snapshot is None else [snapshot]
     if not numbers:
         raise NotFound(
             f"{store.uri}: no snapshot was committed here; if a conversion was interrupted, run it again with "
@@ -197,7 +235,7 @@ def open_store(
     split: str | None,
     origin: Origin | None = None,
     verify: bool = True,
-    index_memory_bytes: int = INDEX_MEMORY_BYTES,
+    budget: Budget | None = None,
 ) -> Dataset:
     """Open one split of a snapshot in any store.
 
@@ -207,7 +245,7 @@ def open_store(
         split: Its name; None if there is only one.
         origin: How another process opens it; None if none can.
         verify: Check every byte read.
-        index_memory_bytes: Row indexes beyond this are kept page by page.
+        budget: Of memory; None for the usual one.
     """
     number = manifest.split(split)
     table = store.read(manifest.table_name)
@@ -219,7 +257,8 @@ def open_store(
     if not used.all():
         shards = Shards(shards.table.take(integer_array(np.flatnonzero(used))))
     tree = tree_of(manifest.schema)
-    reading = Reading(RowIndexes(store, tree, shards, index_memory_bytes), verify)
+    budget = budget or Budget.of(None)
+    reading = Reading(RowIndexes(store, tree, shards, budget.index), verify, budget)
 
     def nowhere(*_: Any) -> Dataset:
         raise SchemaError(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from shufflestore import _native
 from shufflestore.dataset.fetch import Extent, explain, fetch, wait
 from shufflestore.dataset.residency import RowIndexes
 from shufflestore.errors import CorruptData, ShuffleStoreError, UnsupportedFeature
@@ -19,14 +20,18 @@ from shufflestore.format.rebuild import Part, delivered_type, dictionary_fields,
 from shufflestore.format.resolve import Wanted, wanted_for
 from shufflestore.format.schema import Tree
 from shufflestore.storage.base import READ, WIDEN, Flow, Pending, ReadFailure
+from shufflestore.storage.memory import Budget
 from shufflestore.storage.process import briefly
 
 __all__ = ["Projection", "Reading", "Ready"]
 
-_WHOLE_CACHE_BYTES: Final = 64 << 20
-"""Decoded columns of chunks that are only read whole; a small dictionary column then costs one read a chunk."""
 _DECOMPRESSED_LIMIT: Final = 4 << 30
 """A compressed column of one chunk may not claim to unpack to more."""
+
+
+def widening(stored: str, delivered: str) -> int:
+    """Return the op of reads that widen integers, by their numpy codes."""
+    return WIDEN[stored, delivered]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +53,8 @@ class Projection:
             columns: Numbers in the schema, in the order of delivery.
             wide: Buffer -> numpy code, from `format.resolve.widened`.
         """
-        rules = []
-        for buffer, code in sorted(wide.items()):
-            width = tree.buffers[buffer].width
-            source = f"{'i' if pa.types.is_signed_integer(tree.nodes[tree.buffers[buffer].node].type) else 'u'}{width}"
-            rules.append((buffer, WIDEN[source, code], int(code[1]) // width))
         names = tuple(tree.schema.field(column).name for column in columns)
-        wanted = wanted_for(tree, columns, tuple(rules))
+        wanted = wanted_for(tree, columns, tuple(sorted(wide.items())), widening)
         decoders = {column: decoder_for(wanted, column, wide) for column in wanted.columns}
         plan = tuple((column, name, decoders.get(column)) for column, name in zip(columns, names, strict=True))
         return cls(columns, names, wanted, plan)
@@ -74,8 +74,10 @@ class Ready:
 class Reading:
     """Reads records of one split of one snapshot."""
 
-    def __init__(self, indexes: RowIndexes, verify: bool) -> None:
+    def __init__(self, indexes: RowIndexes, verify: bool, budget: Budget) -> None:
         self.indexes = indexes
+        self.budget = budget
+        _native.bound_block_cache(budget.blocks)
         self.store = indexes.store
         self.tree = indexes.tree
         self.verify = verify
@@ -202,15 +204,15 @@ class Reading:
         held = [self._whole.get((*key, column)) for key in keys]
         missing = [key for key, array in zip(keys, held, strict=True) if array is None]
         parts = [self._part(column, shard, chunk) for shard, chunk in missing]
-        field = self.tree.schema.field(column)
         extents = []
         for (shard, chunk), part in zip(missing, parts, strict=True):
             name, size = self.indexes.shards.name("data", shard), int(self.indexes.data_bytes[shard])
-            what = f"column {field.name!r} of chunk {chunk}"
+            what = f"column {self.tree.schema.field(column).name!r} of chunk {chunk}"
             extents.append(Extent(name, size, part.offset, part.size, what, part.crc if self.verify else None))
         fresh: dict[tuple[int, int], pa.Array] = {}
         for key, part, data in zip(missing, parts, fetch(self.store, extents), strict=True):
             dictionaries = [d[1:] for d in self._dictionaries_of(column, key[0]) if d[0] <= key[1]]
+            field = self.indexes.headers[key[0]].layout.tree.stored.field(column)
             try:
                 rows = self.indexes.table(key[0]).rows(key[1])
                 fresh[key] = rebuild_column(field, rows, part, data.tobytes(), self._in_force(dictionaries))
@@ -227,7 +229,7 @@ class Reading:
             return  # another thread was quicker
         self._whole[key] = array
         self._whole_bytes += array.nbytes
-        while self._whole_bytes > _WHOLE_CACHE_BYTES and self._whole:
+        while self._whole_bytes > self.budget.whole and self._whole:
             _, dropped = self._whole.popitem(last=False)
             self._whole_bytes -= dropped.nbytes
 

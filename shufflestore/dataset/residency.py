@@ -347,7 +347,7 @@ class Pages:
         if count + pinned > self._slots:
             raise OptionError(
                 f"a batch needs {count + pinned:,} pages of the row index at once, {self._slots:,} fit into "
-                f"{self._data.nbytes:,} bytes; take smaller batches or raise index_memory_bytes"
+                f"{self._data.nbytes:,} bytes; take smaller batches or raise memory_limit"
             )
         found: list[int] = []
         self._used[slots] = _PINNED

@@ -17,6 +17,7 @@ from shufflestore.format.decode import Column
 from shufflestore.format.resolve import Resolved
 from shufflestore.orders.epoch import Order
 from shufflestore.orders.partition import Partition
+from shufflestore.storage.base import READ, ZERO
 
 __all__ = ["Plan", "Stream", "Traffic", "planned"]
 
@@ -111,7 +112,7 @@ class Stream(Generic[T], Iterator[T]):
         self._plan = plan
         self._finish = finish
         self._prefetch_bytes = prefetch_bytes
-        self.flow = reading.store.flow(prefetch_bytes)
+        self.flow = reading.store.flow(reading.budget.flow_bytes(prefetch_bytes))
         """What bounds the bytes read ahead."""
         self._traffic = traffic
         """Kept up to date for whoever wants to know."""
@@ -175,7 +176,7 @@ class Stream(Generic[T], Iterator[T]):
 
     def _read_again(self) -> None:
         """Submit again, in a forked child, what the parent's threads read there."""
-        self.flow = self._reading.store.flow(self._prefetch_bytes)
+        self.flow = self._reading.store.flow(self._reading.budget.flow_bytes(self._prefetch_bytes))
         again: deque[Ready] = deque()
         for ready in self._ahead:
             ends = np.array([len(ready.ids)], np.int64)
@@ -218,7 +219,8 @@ def _output_bytes(batches: list[Ready]) -> int:
 
 def _stored_bytes(window: Resolved, ends: NDArray[np.int64], projection: Projection) -> list[int]:
     """Return the bytes of each batch's records as they are stored; no zeros of padding, no widened integers."""
-    wanted = projection.wanted
-    read = (window.regions[:, :, 1] // wanted.lay[:, 2]).sum(axis=1)  # column 2: bytes delivered for a byte read
-    stored: list[int] = (read + np.diff(ends, prepend=0) * wanted.fixed_bytes).tolist()
+    reads = window.reads.view(READ).reshape(-1)
+    sizes = np.where(reads["op"] == ZERO, 0, reads["size"].astype(np.int64))
+    before = np.concatenate([[0], np.cumsum(sizes)])[np.concatenate([[0], window.ends.astype(np.int64)])]
+    stored: list[int] = (np.diff(before) + np.diff(ends, prepend=0) * projection.wanted.fixed_bytes).tolist()
     return stored

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from shufflestore import _native
 from shufflestore.dataset.dataset import Dataset
 from shufflestore.dataset.fetch import Extent, fetch
-from shufflestore.dataset.opening import INDEX_MEMORY_BYTES, splits_of
 from shufflestore.dataset.opening import open as open_dataset
+from shufflestore.dataset.opening import splits_of
 from shufflestore.dataset.reading import Projection, Reading
 from shufflestore.dataset.residency import RowIndexes
 from shufflestore.errors import CorruptData, ShuffleStoreError, StorageError
@@ -86,7 +86,8 @@ def check_split(data: Dataset, report: Report, progress: Callable[[int, int], No
     table = manifest.check_table(store.read(manifest.table_name), f"{store.uri}: {manifest.table_name}")
     mine = table.column("split") == manifest.split(data.split_name)
     all_of_it = Shards(table.table.filter(pa.array(mine)))
-    reading = Reading(RowIndexes(store, data.reading.tree, all_of_it, INDEX_MEMORY_BYTES), verify=True)
+    budget = data.reading.budget
+    reading = Reading(RowIndexes(store, data.reading.tree, all_of_it, budget.index), True, budget)
     for shard in range(len(all_of_it)):
         try:
             _shard(reading, shard, report)

@@ -20,7 +20,8 @@ from shufflestore.errors import CorruptData
 from shufflestore.format.arrowfile import ArrowScan, Batch, ColumnPart, column_parts
 from shufflestore.format.coverage import gaps, merged
 from shufflestore.format.layout import ABSENT, PAGE_HEAD, IndexHeader, layout_of
-from shufflestore.format.schema import ROW, Buffer, Node, Role, Tree, build_tree
+from shufflestore.format.narrow import narrow_of, shard_tree
+from shufflestore.format.schema import ROW, Buffer, Node, Role, Tree
 
 __all__ = ["BuiltIndex", "build_index"]
 
@@ -58,7 +59,7 @@ def build_index(data: NDArray[np.uint8], found: ArrowScan, tree: Tree, checksums
         data: (shard bytes,) uint8, the file, usually mapped. Read once, or not beyond starts and
             small columns without checksums.
         found: Its scan.
-        tree: Of the data set's schema, which must be the file's own but for metadata.
+        tree: Of the data set's schema, which must be the file's own but for metadata and narrower integers.
         checksums: Whether entries carry a CRC32C for each buffer read.
 
     Raises:
@@ -68,10 +69,10 @@ def build_index(data: NDArray[np.uint8], found: ArrowScan, tree: Tree, checksums
     """
     whole = set(tree.whole)
     whole |= {c for c in range(len(tree.schema)) if any(batch.codec for batch in found.batches)}
+    narrow = narrow_of(tree, found.schema)
     while True:
-        fitted = tree if whole == tree.whole else build_tree(tree.schema, frozenset(whole))
         try:
-            return _Index(data, found, fitted, checksums).build()
+            return _Index(data, found, shard_tree(tree, frozenset(whole), narrow), checksums).build()
         except _LevelTooLong as long:
             whole.add(long.column)
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflestore.errors import CorruptData, FormatError, UnsupportedFeature
-from shufflestore.format.schema import Buffer, Role, Tree, build_tree, schema_digest
+from shufflestore.format.narrow import FEATURE, check_narrow, shard_tree
+from shufflestore.format.schema import Buffer, Role, Tree, schema_digest
 
 __all__ = ["ABSENT", "COPIED_LIMIT", "IndexHeader", "Layout", "layout_of", "parse_header"]
 
@@ -37,7 +38,7 @@ ABSENT: Final = 2**64 - 1
 MIN_PAGE: Final = 4096
 MIN_ROWS: Final = 32
 MAX_PAGE: Final = 1 << 24
-FEATURES: Final[frozenset[str]] = frozenset()
+FEATURES: Final[frozenset[str]] = frozenset({FEATURE})
 """Features of the row index that this reader knows."""
 
 
@@ -65,6 +66,11 @@ class Layout:
     page_head_bytes: int
     page_bytes: int
     rows_per_page: int
+
+    @property
+    def features(self) -> list[str]:
+        """What a reader must know to read shards of this layout."""
+        return [FEATURE] if self.tree.narrow else []
 
     def pages_for(self, rows: int) -> int:
         """Return how many pages a chunk of so many rows takes; an empty chunk takes none."""
@@ -158,12 +164,14 @@ class IndexHeader:
 def describe(layout: Layout) -> bytes:
     """Return the part of the header that determines the layout, as canonical JSON."""
     present = np.packbits(np.array(layout.present, bool), bitorder="little").tobytes().hex()
-    value = {
-        "features": [],
+    value: dict[str, Any] = {
+        "features": layout.features,
         "present": present,
         "schema": schema_digest(layout.tree.schema).hex(),
         "whole": sorted(layout.tree.whole),
     }
+    if layout.tree.narrow:
+        value["narrow"] = {str(node): code for node, code in layout.tree.narrow}
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -221,6 +229,7 @@ def _layout(described: bytes, checksums: bool, tree: Tree) -> Layout:
         whole = frozenset(int(column) for column in value["whole"])
         digest = bytes.fromhex(value["schema"])
         bits = np.frombuffer(bytes.fromhex(value["present"]), np.uint8)
+        narrow = dict(value.get("narrow", {}))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as cause:
         raise CorruptData(f"the header's description is damaged ({cause!r})") from cause
     if features - FEATURES:
@@ -229,16 +238,12 @@ def _layout(described: bytes, checksums: bool, tree: Tree) -> Layout:
         )
     if digest != schema_digest(tree.schema):
         raise CorruptData("the row index was made for another schema than the data set's")
-    if whole != tree.whole:
-        if not whole <= set(range(len(tree.schema))):
-            raise CorruptData(f"the header names columns {sorted(whole)} that the schema does not have")
-        tree = _tree_with(tree.schema, whole)
+    if bool(narrow) != (FEATURE in features):
+        raise CorruptData(f"the header's features {sorted(features)} do not fit integers stored as {narrow}")
+    if not whole <= set(range(len(tree.schema))):
+        raise CorruptData(f"the header names columns {sorted(whole)} that the schema does not have")
+    tree = shard_tree(tree, whole, check_narrow(tree, narrow))
     if tree.whole != whole or len(bits) != -(-len(tree.buffers) // 8):
         raise CorruptData("the header's list of buffers does not fit the schema")
     present = np.unpackbits(bits, count=len(tree.buffers), bitorder="little").astype(bool)
     return layout_of(tree, tuple(present.tolist()), checksums)
-
-
-@lru_cache(maxsize=64)
-def _tree_with(schema: Any, whole: frozenset[int]) -> Tree:
-    return build_tree(schema, whole)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shufflestore.errors import CorruptData, FormatError, OptionError, UnsupportedFeature
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.layout import MAX_PAGE, MIN_PAGE
+from shufflestore.format.narrow import FEATURE as NARROW
 from shufflestore.format.schema import schema_digest
 from shufflestore.lazy import lazy
 
@@ -24,8 +25,8 @@ __all__ = ["Manifest", "SHARD_TABLE", "Shards", "Split", "snapshot_name", "snaps
 
 FORMAT: Final = "shufflestore"
 VERSION: Final = 1
-FEATURES: Final[frozenset[str]] = frozenset()
-"""What a reader must know to read a snapshot; none yet."""
+FEATURES: Final[frozenset[str]] = frozenset({NARROW})
+"""What a reader must know to read a snapshot, as far as this version knows it."""
 ROOT_LIMIT: Final = 1 << 20
 """Bytes of a root; a larger one is refused before it is parsed."""
 SHARD_LIMIT: Final = 10_000_000
@@ -174,6 +175,9 @@ class Manifest:
     stated_digest: str = ""
     """The digest that stands in the root that was read, held against its bytes; empty for a new one."""
 
+    features: tuple[str, ...] = ()
+    """What a reader must know to read it, sorted."""
+
     @property
     def record_count(self) -> int:
         """Records of all splits."""
@@ -198,7 +202,7 @@ class Manifest:
     def _value(self) -> dict[str, Any]:
         return {
             "columns": {f.name: str(f.type) for f in self.schema},
-            "features": [],
+            "features": list(self.features),
             "format": FORMAT,
             "options": dict(self.options),
             "parent": self.parent,
@@ -291,6 +295,7 @@ class Manifest:
         made = cls(
             schema, splits, _text(table["name"]), _count(table["bytes"]), _text(table["sha256"]),
             _count(value["snapshot"]), value["parent"], dict(value["options"]), _text(value["schema"]), _text(value["digest"]),
+            tuple(value["features"]),
         )  # fmt: skip
         if (_count(value["record_count"]), _count(value["shard_count"])) != (made.record_count, made.shard_count):
             raise ValueError("its counts do not add up")

@@ -7,17 +7,18 @@ Python, for reference, stands in `tests/naive/resolve.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from shufflestore import _native
 from shufflestore.format.layout import PAGE_HEAD, Layout, layout_of
-from shufflestore.format.schema import ROW, Buffer, Role, Tree
+from shufflestore.format.schema import ROW, Buffer, Role, Tree, integer_code
 from shufflestore.lazy import lazy
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "widened",
 ]
 
+COPY: Final = 0
+"""The op of reads whose bytes are delivered as they are stored."""
 ALL_VALID: Final = 255
 """Shift of a bit range that the shard does not have: every bit is one, and nothing is read."""
 
@@ -56,7 +59,11 @@ class Wanted:
     outputs: dict[int, int]
     """Column -> which output of the batch holds its regions; a column with none to read has none."""
     lay: NDArray[np.int64]
-    """(reads, 4) output, op, bytes delivered for each byte read, row among the bit ranges or -1."""
+    """(reads, 2) output, row among the bit ranges or -1."""
+    wide: dict[int, str]
+    """Buffer -> numpy code of integers that are delivered wider than their type."""
+    op_of: Callable[[str, str], int]
+    """op_of(stored, delivered): the op of reads that widen integers, by their numpy codes."""
 
     @lazy
     def read_of(self) -> dict[int, int]:
@@ -76,7 +83,7 @@ class Wanted:
     @lazy
     def bit_range_of(self) -> dict[int, int]:
         """Buffer of bits below row depth -> its place among the bit ranges."""
-        return {b.number: row for b, row in zip(self.reads, self.lay[:, 3].tolist(), strict=True) if row >= 0}
+        return {b.number: row for b, row in zip(self.reads, self.lay[:, 1].tolist(), strict=True) if row >= 0}
 
     @lazy
     def output_of(self) -> list[int]:
@@ -168,13 +175,16 @@ class Resolved:
 
 
 @lru_cache(maxsize=64)
-def wanted_for(tree: Tree, columns: tuple[int, ...], widen: tuple[tuple[int, int, int], ...]) -> Wanted:
+def wanted_for(
+    tree: Tree, columns: tuple[int, ...], wide: tuple[tuple[int, str], ...], op_of: Callable[[str, str], int]
+) -> Wanted:
     """Return what a projection delivers.
 
     Args:
         tree: Of the data set's schema.
         columns: Column numbers to deliver.
-        widen: (buffer, op, ratio) of integers that the core is to widen.
+        wide: (buffer, numpy code) of integers that are delivered wider than their type.
+        op_of: op_of(stored, delivered) is the op of reads that widen integers, by their numpy codes.
     """
     full = layout_of(tree, (True,) * len(tree.buffers), True)
     chosen = frozenset(columns) - tree.whole
@@ -190,15 +200,14 @@ def wanted_for(tree: Tree, columns: tuple[int, ...], widen: tuple[tuple[int, int
     bits = tuple(number for number in full.bits if number in numbers)
     levels = tuple(n.opens for n in tree.nodes if n.opens != ROW and n.column in chosen)
     outputs: dict[int, int] = {}
-    ops = {buffer: (op, ratio) for buffer, op, ratio in widen}
-    lay = np.zeros((len(reads), 4), np.int64)
+    lay = np.zeros((len(reads), 2), np.int64)
     bit_ranges = 0
     for i, buffer in enumerate(reads):
         output = outputs.setdefault(tree.nodes[buffer.node].column, len(outputs))
         is_bits = buffer.role in (Role.VALIDITY, Role.BITS)
-        lay[i] = (output, *ops.get(buffer.number, (0, 1)), bit_ranges if is_bits else -1)
+        lay[i] = (output, bit_ranges if is_bits else -1)
         bit_ranges += is_bits
-    return Wanted(tree, tuple(sorted(chosen)), reads, levels, bits, copied, used, outputs, lay)
+    return Wanted(tree, tuple(sorted(chosen)), reads, levels, bits, copied, used, outputs, lay, dict(wide), op_of)
 
 
 @lru_cache(maxsize=256)
@@ -207,8 +216,8 @@ def program_for(layout: Layout, wanted: Wanted) -> _native.Program:
 
     geometry: page head bytes, entry bytes, page bytes, fixed bytes a record.
     levels: (levels, 4) byte of the start in the entry, byte of the base in the page, first null bit, null bits.
-    reads: (reads, 8) index among levels or -1, factor, role, width, byte of the offset in the page or -1,
-    byte of the CRC in the entry or -1, first null bit, null bits.
+    reads: (reads, 10) index among levels or -1, factor, role, width, byte of the offset in the page or -1,
+    byte of the CRC in the entry or -1, first null bit, null bits, op, bytes delivered for each byte read.
     bits: (bits, 2) bit in the entry or -1, value where there is none.
     copies: (copies, 3) byte in the entry, byte in a record's fixed bytes, width.
     nulls: bits in the entry; a record is null where one of those named is 0.
@@ -240,7 +249,9 @@ def program_for(layout: Layout, wanted: Wanted) -> _native.Program:
         level = -1 if buffer.level == ROW else wanted.levels.index(buffer.level)
         offset = PAGE_HEAD.size + 8 * layout.tree.level_count + 8 * own if own >= 0 else -1
         crc = layout.crcs + 4 * own if own >= 0 and layout.checksums else -1
-        reads.append((level, buffer.factor, buffer.role, buffer.width, offset, crc, *null_bits(buffer.node)))
+        stored = layout.tree.buffers[here[buffer.number]] if buffer.number in here else buffer
+        rule = _widening(wanted, buffer, layout.tree.nodes[stored.node].type if stored is not buffer else None)
+        reads.append((level, buffer.factor, buffer.role, stored.width, offset, crc, *null_bits(buffer.node), *rule))
     validity = {n.validity for n in wanted.tree.nodes}
     bits = [(bit_of.get(here.get(number, -1), -1), int(number in validity)) for number in wanted.bits]
     copies = [
@@ -248,9 +259,20 @@ def program_for(layout: Layout, wanted: Wanted) -> _native.Program:
     ]
     geometry = (layout.page_head_bytes, layout.entry_bytes, layout.page_bytes, wanted.fixed_bytes)
     return _native.Program(
-        np.array(geometry, np.int64), _table(level_rows, 4), _table(reads, 8), _table(bits, 2), _table(copies, 3),
+        np.array(geometry, np.int64), _table(level_rows, 4), _table(reads, 10), _table(bits, 2), _table(copies, 3),
         np.array(nulls, np.int64),
     )  # fmt: skip
+
+
+def _widening(wanted: Wanted, buffer: Buffer, stored: pa.DataType | None) -> tuple[int, int]:
+    """Return op and bytes delivered for each byte read of a buffer whose entries a shard stores as this type."""
+    type_ = wanted.tree.nodes[buffer.node].type
+    declared = integer_code(type_)
+    if declared is None or buffer.role != Role.VALUES:
+        return COPY, 1
+    have = declared if stored is None else integer_code(stored) or declared
+    due = wanted.wide.get(buffer.number, declared)
+    return (COPY, 1) if have == due else (wanted.op_of(have, due), int(due[1]) // int(have[1]))
 
 
 def _translation(shard: Tree, whole: Tree) -> dict[int, int]:

@@ -53,7 +53,7 @@ class Buffer:
     factor: int
     """Entries for each row or element of that level (fixed-size lists multiply)."""
     width: int
-    """Bytes an entry; 0 for bits."""
+    """Bytes an entry, as it is stored; 0 for bits."""
 
     @property
     def is_at_row_depth(self) -> bool:
@@ -94,6 +94,10 @@ class Tree:
     level_count: int
     whole: frozenset[int]
     """Columns that are read whole, chunk by chunk."""
+    stored: pa.Schema
+    """As the shard's file has it: `schema`, but for integers that it stores narrower; widths are those of this one."""
+    narrow: tuple[tuple[int, str], ...] = ()
+    """(node, numpy code) of the integers that are stored narrower; nodes as in the tree of the data set's schema."""
 
     def top(self, column: int) -> Node:
         """Return the top node of a column."""
@@ -120,6 +124,13 @@ class Tree:
         while node != -1:
             yield self.nodes[node]
             node = self.nodes[node].parent
+
+
+def integer_code(type_: pa.DataType) -> str | None:
+    """Return numpy's code of an integer type, "u2" for uint16; None for other types."""
+    if not pt.is_integer(type_):
+        return None
+    return f"{'i' if pt.is_signed_integer(type_) else 'u'}{type_.bit_width // 8}"
 
 
 def storage_type(type_: pa.DataType) -> pa.DataType:
@@ -284,7 +295,7 @@ def build_tree(schema: pa.Schema, whole: Sequence[int] | frozenset[int] = ()) ->
             builder.whole(field.name, field.type, i)
         else:
             builder.walk(field.name, field.type, i, -1, ROW, 1)
-    return Tree(schema, tuple(builder.nodes), tuple(builder.buffers), builder.levels, forced)
+    return Tree(schema, tuple(builder.nodes), tuple(builder.buffers), builder.levels, forced, schema)
 
 
 @lru_cache(maxsize=64)

@@ -32,9 +32,10 @@ _TRIES: Final = 1000
 """Records that `fill` looks at for one that can be read."""
 _WINDOW_SECONDS: Final = 0.05
 """Between two looks at how busy the fetch threads keep the cores."""
-_BUSY: Final = 0.85
-_IDLE: Final = 0.6
+_BUSY: Final = 0.93
+_IDLE: Final = 0.86
 """Shares of the cores above which fewer threads work, and below which more."""
+_VERY_IDLE: Final = 0.5
 
 
 class BadRow(NamedTuple):
@@ -244,7 +245,8 @@ class _Threads:
     """Threads that work on batches in the order in which these came. They are daemons: nobody waits for a record.
 
     Many threads suit records that wait. Of records that compute, more than the cores can serve only get in each
-    other's way: how many work is halved while they use up the cores, and doubled again while they do not.
+    other's way: while they use up the cores a quarter of them stops, while they leave some idle one more works, and
+    twice as many where the cores have little to do.
     """
 
     def __init__(self, count: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -253,6 +255,7 @@ class _Threads:
         info = get_worker_info()
         self.cores = max(1.0, len(os.sched_getaffinity(0)) / (1 if info is None else info.num_workers))
         """That this process has to itself, where its loader's workers share the machine."""
+        self._least = math.ceil(self.cores) + 1
         self._batches: deque[_Batch] = deque()
         self._some = threading.Semaphore(0)
         self._gate = threading.Condition()
@@ -290,10 +293,10 @@ class _Threads:
         share = self._used / (now - self._since) / self.cores
         self._used, self._since = 0.0, now
         if share > _BUSY:
-            self.working = min(self._count, max(math.ceil(self.cores) + 1, self.working // 2))
+            self.working = min(self._count, max(self._least, self.working * 3 // 4))
         elif share < _IDLE and self.working < self._count:
             with self._gate:
-                self.working = min(self._count, self.working * 2)
+                self.working = min(self._count, self.working * 2 if share < _VERY_IDLE else self.working + 1)
                 self._gate.notify_all()
 
     def close(self) -> None:

@@ -22,7 +22,6 @@ from torch.utils.data import default_collate
 
 from shufflestore.dataset.dataset import Dataset, Origin
 from shufflestore.dataset.inplace import beside, cache_folder
-from shufflestore.dataset.opening import INDEX_MEMORY_BYTES
 from shufflestore.dataset.opening import open as open_dataset
 from shufflestore.dataset.reading import Reading
 from shufflestore.dataset.residency import RowIndexes
@@ -33,6 +32,7 @@ from shufflestore.format.schema import build_tree, plain_type, schema_digest, st
 from shufflestore.lazy import lazy
 from shufflestore.loader.huggingface_columns import Plain, Rule, Values, rule_for, table_array
 from shufflestore.storage.local import LocalStore
+from shufflestore.storage.memory import Budget
 
 __all__ = ["Served", "recognise"]
 
@@ -361,7 +361,8 @@ def _open_files(files: tuple[str, ...]) -> Dataset:
     manifest = Manifest(schema, (Split("train", sum(map(len, opened)), table.num_rows),), "", 0, digest)
     for one in opened:
         one.close()
-    reading = Reading(RowIndexes(store, tree_of(schema), Shards(table), INDEX_MEMORY_BYTES), verify=True)
+    budget = Budget.of(None)
+    reading = Reading(RowIndexes(store, tree_of(schema), Shards(table), budget.index), True, budget)
     return Dataset(reading, manifest, 0, Origin(_open_files, (files,), _no_split))
 
 

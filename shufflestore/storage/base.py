@@ -9,7 +9,7 @@ outputs, so the bytes delivered are the same from run to run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "Pending",
     "READ",
     "ReadFailure",
+    "SUITABLE_BYTES",
     "Store",
     "UNKNOWN_SIZE",
     "WIDEN",
@@ -52,6 +53,9 @@ HAS_CRC: Final = 1
 UNKNOWN_SIZE: Final = 2**64 - 1
 """A file length that nobody vouched for."""
 
+SUITABLE_BYTES: Final = 64 << 20
+"""No store's own choice of a look-ahead is larger."""
+
 _NARROW: Final = ("u1", "i1", "u2", "i2", "u4", "i4")
 _WIDE: Final = ("u2", "i2", "u4", "i4", "u8", "i8")
 WIDEN: Final[dict[tuple[str, str], int]] = {
@@ -70,13 +74,16 @@ class ReadFailure:
     index: int
     """Index of the read within its batch's reads."""
     kind: str
-    """"errno", "short" (the file ends before the read does), "checksum", "memory" or "closed"."""
+    """"errno", "short" (the file ends before the read does), "checksum", "memory", "closed", "changed" (the object is not
+    the one that was read before) or "remote" (the store did not give it, for the reason in `text`)."""
     errno: int
     """The system's error number where kind is "errno", else 0."""
     expected: int
     """Expected CRC32C (checksum) or bytes wanted (short)."""
     found: int
     """Found CRC32C (checksum) or bytes that were there (short)."""
+    text: str = field(default="", compare=False)
+    """What a remote store answered, and how often it was asked."""
 
 
 Flow = Any
@@ -128,7 +135,7 @@ class Store(Protocol):
 
         Args:
             budget_bytes: Outputs of batches that have started and were not taken; one batch at least,
-                however large. None for what suits this store.
+                however large. None for what suits this store, at most SUITABLE_BYTES.
         """
 
     def submit(

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -14,18 +14,16 @@ from numpy.typing import NDArray
 
 from shufflestore.errors import EngineUnavailable, OptionError, StorageError
 from shufflestore.storage.base import READ, UNKNOWN_SIZE, Pending, ReadFailure
+from shufflestore.storage.engines import ENGINES, Choice, Facts, choose, file_system, resident_share, threads_for
 from shufflestore.storage.folder import Folder
+from shufflestore.storage.memory import available_bytes
 from shufflestore.storage.process import ProcessLock, briefly
 
 if TYPE_CHECKING:
     from shufflestore import _native
 
-__all__ = ["ENGINES", "LocalFlow", "LocalPending", "LocalStore"]
+__all__ = ["LocalFlow", "LocalPending", "LocalStore"]
 
-ENGINES: Final = ("auto", "mmap", "pread", "null")
-"""What `engine=` may be. "null" reads nothing: it measures everything else."""
-PREAD_THREADS: Final = 32
-"""Blocking reads in flight: what keeps an NVMe disk or a network file system busy."""
 CACHED_AHEAD_BYTES: Final = 8 << 20
 """Look-ahead over mapped files: some milliseconds of work."""
 AHEAD_BYTES: Final = 64 << 20
@@ -118,9 +116,9 @@ class LocalStore(Folder):
 
         Args:
             root: A folder.
-            engine: One of ENGINES. "auto" takes "mmap" while the registered files are smaller than
-                half of the available memory, else "pread"; in a forked child always "pread".
-            threads: None for the processors this process may use ("mmap") or PREAD_THREADS.
+            engine: One of `storage.engines.ENGINES`. "auto" decides by `storage.engines.choose` at the first read, and
+                again when twice as much data was registered.
+            threads: None for what suits the engine.
             roots: Folders that names beginning with "@key/" lie under.
             max_open_files: Files kept open at a time; 0 for the smaller of 4,096 and the limit - 64.
 
@@ -142,17 +140,17 @@ class LocalStore(Folder):
         self._lock = ProcessLock()
         self._forget()
         if engine != "auto":
-            self._readers.append(self._make_reader(engine, "asked for by name"))
+            self._readers.append(self._make_reader(self._choose()))
 
     @property
     def engine(self) -> str:
         """The engine at work, the one that would be chosen now if none is yet."""
-        return self._readers[-1].engine if self._is_current() and self._readers else self._choose()[0]
+        return self._readers[-1].engine if self._is_current() and self._readers else self._choose().engine
 
     @property
     def engine_reason(self) -> str:
         """Why it is that one, with the figures."""
-        return self._reason or self._choose()[1]
+        return self._reason or self._choose().reason
 
     def handle(self, name: str, size: int) -> int:
         """Register a file and return its number."""
@@ -231,6 +229,8 @@ class LocalStore(Folder):
         self._readers: list[_native.Reader] = []
         self._reason = ""
         self._chosen_for = 0
+        self._look_again_at = 0
+        """Bytes read by the engine at work after which the choice is made again."""
         self._pid = os.getpid()
 
     def _lock_here(self) -> threading.Lock:
@@ -245,31 +245,62 @@ class LocalStore(Folder):
         with self._lock_here():
             if self._is_closed:
                 raise ValueError(f"{self.uri}: the store is closed")
-            if self._readers and not self._has_outgrown():
+            if self._readers and not self._is_due():
                 return self._readers[-1]
-            engine, reason = self._choose()
-            self._chosen_for, self._reason = self._data_bytes, reason
-            if not self._readers or self._readers[-1].engine != engine:
-                self._readers.append(self._make_reader(engine, reason))
+            choice = self._choose()
+            self._chosen_for, self._reason = self._data_bytes, choice.reason
+            made = next((reader for reader in self._readers if reader.engine == choice.engine), None)
+            if made is None:
+                self._readers.append(self._suitable_reader(choice))
+            elif made is not self._readers[-1]:
+                self._readers.remove(made)
+                self._readers.append(made)
+                _log.info("%s: engine %s from now on: %s", self.uri, choice.engine, choice.reason)
+            self._look_again_at = self._readers[-1].counters()["bytes_read"] + self._data_bytes
             return self._readers[-1]
 
-    def _has_outgrown(self) -> bool:
-        """Whether as much data again was registered since the choice; then it is made once more."""
-        return self._wanted == "auto" and self._readers[-1].engine == "mmap" and self._data_bytes > 2 * self._chosen_for
+    def _is_due(self) -> bool:
+        """Whether the choice is to be made once more.
 
-    def _choose(self) -> tuple[str, str]:
+        Of maps: as much data again was registered. Of reads: an epoch's worth was read, and may be in the page cache now.
+        """
         if self._wanted != "auto":
-            return self._wanted, "asked for by name"
+            return False
+        reader = self._readers[-1]
+        if reader.engine == "mmap":
+            return self._data_bytes > 2 * self._chosen_for
         if os.getpid() != self._home:
-            return "pread", "this is a forked child, which should not share its parent's maps"
-        available = _available_memory()
-        figures = f"{self._data_bytes:,} bytes of files, {available:,} bytes of memory available"
-        if self._data_bytes < available // 2:
-            return "mmap", f"the data fits in half of the memory: {figures}"
-        return "pread", f"the data does not fit in half of the memory: {figures}"
+            return False
+        return reader.counters()["bytes_read"] > self._look_again_at or self._data_bytes > 2 * self._chosen_for
 
-    def _make_reader(self, engine: str, reason: str) -> _native.Reader:
+    def _choose(self) -> Choice:
+        if self._wanted != "auto":
+            return Choice(self._wanted, "asked for by name")
+        available = available_bytes()
+        is_small = self._data_bytes < available // 2
+        return choose(
+            Facts(
+                data_bytes=self._data_bytes,
+                available_bytes=available,
+                resident=0.0 if is_small else resident_share(self._files),
+                file_system=file_system(self._files[0][0] if self._files else self.root),
+                is_forked=os.getpid() != self._home,
+            )
+        )
+
+    def _suitable_reader(self, choice: Choice) -> _native.Reader:
+        """Make the reader of a choice, or threads that block where the system has no io_uring for us."""
+        try:
+            return self._make_reader(choice)
+        except EngineUnavailable as cause:
+            if not choice.engine.startswith("io_uring") or self._wanted != "auto":
+                raise
+            _warn_once(f"{cause}; reading with blocking calls instead, which take more of the processors")
+            return self._make_reader(Choice("pread", f"{choice.reason}; {cause}"))
+
+    def _make_reader(self, choice: Choice) -> _native.Reader:
         """Make a reader that knows every registered file by its number."""
+        engine, reason = choice.engine, choice.reason
         try:
             from shufflestore import _native
         except ImportError as cause:
@@ -277,9 +308,7 @@ class LocalStore(Folder):
                 f"{self.uri}: engine {engine!r} needs the native core, which is not there ({cause}); "
                 "install shufflestore from a wheel, or read through storage.posix.PosixStore"
             ) from cause
-        threads = self._threads
-        if threads is None:
-            threads = PREAD_THREADS if engine == "pread" else len(os.sched_getaffinity(0))
+        threads = threads_for(engine) if self._threads is None else self._threads
         try:
             reader = _native.Reader(engine, threads, self._max_open_files)
         except OSError as cause:
@@ -291,43 +320,14 @@ class LocalStore(Folder):
         return reader
 
 
+@cache
+def _warn_once(text: str) -> None:
+    _log.warning("%s", text)
+
+
 def _reopen(
     root: str, engine: str, threads: int | None, roots: dict[str, str], max_open_files: int, uri: str
 ) -> LocalStore:
     store = LocalStore(root, engine, threads, roots=roots, max_open_files=max_open_files)
     store.uri = uri
     return store
-
-
-def _available_memory() -> int:
-    """Bytes that this process may fill, page cache included: the machine's, or less in a container."""
-    fields = dict(line.split(":", 1) for line in _text("/proc/meminfo").splitlines() if ":" in line)
-    machine = int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
-    return min([machine, *_cgroup_rooms()])
-
-
-def _cgroup_rooms() -> list[int]:
-    """What each memory group around this process leaves free; a group's page cache counts as free."""
-    rooms = []
-    for line in _text("/proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit, used = f"/sys/fs/cgroup{path}", "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            base, limit, used = f"/sys/fs/cgroup/memory{path}", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        most, now = _text(f"{base}/{limit}").strip(), _text(f"{base}/{used}").strip()
-        if most.isdigit() and now.isdigit():
-            stat = dict(entry.split() for entry in _text(f"{base}/memory.stat").splitlines())
-            cache = int(stat.get("file", stat.get("total_cache", "0")))
-            rooms.append(max(int(most) - int(now) + cache, 0))
-    return rooms
-
-
-def _text(path: str) -> str:
-    """Return a small file of the system's, empty where it is not there."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

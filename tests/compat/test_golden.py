@@ -57,7 +57,7 @@ def kept() -> dict[str, bytes]:
     return {str(p.relative_to(V1)): p.read_bytes() for p in sorted(V1.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_version_1_is_read_in_any_order(engine):
     dataset = open_dataset(V1, engine=engine)
     ids = [11, 0, 7, 6, 5, 5, 2]

@@ -28,6 +28,9 @@ STORES: dict[str, Callable[[Path], Store]] = {
     "mmap-1": functools.partial(LocalStore, engine="mmap", threads=1),
     "pread": functools.partial(LocalStore, engine="pread"),
     "pread-2-files": functools.partial(LocalStore, engine="pread", threads=3, max_open_files=2),
+    "io_uring": functools.partial(LocalStore, engine="io_uring"),
+    "io_uring-2-files": functools.partial(LocalStore, engine="io_uring", threads=2, max_open_files=2),
+    "io_uring_direct": functools.partial(LocalStore, engine="io_uring_direct"),
     "auto": LocalStore,
 }
 PATIENCE_SECONDS = 60.0

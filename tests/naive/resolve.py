@@ -13,6 +13,7 @@ import numpy as np
 from shufflestore.format.layout import ABSENT, Layout
 from shufflestore.format.resolve import ALL_VALID, Resolved, Wanted
 from shufflestore.format.schema import ROW, Role
+from shufflestore.storage.base import WIDEN
 
 ALIGN = 64
 
@@ -101,7 +102,7 @@ def answer(record: Record, buffer) -> tuple[int, int, int, int, int]:
         return record.span(numbers.index(buffer.number))
     if buffer.role == Role.VALIDITY:
         return 0, 0, 0, 0, ALL_VALID
-    _, size, shift = range_of(buffer, *record.entries(buffer))
+    _, size, shift = range_of(record.layout.tree.buffers[buffer.number], *record.entries(buffer))
     return 0, 0, size, 0, shift
 
 
@@ -135,26 +136,48 @@ def resolve(
                 out.fixed[block : block + width] = np.frombuffer(record.entry[start : start + width], np.uint8)
         except Contradiction:
             return i
-    return out, lay_out(answers, files, ends, wanted, verify, out)
+    return out, lay_out(answers, files, ends, layout, wanted, verify, out)
 
 
-def lay_out(answers, files: list[int], ends: list[int], wanted: Wanted, verify: bool, out: Resolved):
+def widening(layout: Layout, wanted: Wanted, buffer) -> tuple[int, int]:
+    """Op and ratio of a buffer: from the integers that the shard stores to those that are delivered."""
+    names = {"int": "i", "uint": "u"}
+
+    def code(type_) -> str:
+        kind = str(type_).rstrip("0123456789")
+        return f"{names[kind]}{int(str(type_)[len(kind) :]) // 8}"
+
+    declared = wanted.tree.nodes[buffer.node].type
+    if buffer.role != Role.VALUES or str(declared).rstrip("0123456789") not in names:
+        return 0, 1
+    stored = code(layout.tree.nodes[layout.tree.buffers[buffer.number].node].type)  # every column is in the layout
+    delivered = wanted.wide.get(buffer.number, code(declared))
+    if stored == delivered:
+        return 0, 1
+    return WIDEN[stored, delivered], int(delivered[1]) // int(stored[1])
+
+
+def lay_out(
+    answers, files: list[int], ends: list[int], layout: Layout, wanted: Wanted, verify: bool, out: Resolved
+):  # fmt: skip
     """Return the reads: batch after batch, buffer after buffer, record after record."""
     reads, first = [], 0
     for batch, last in enumerate(ends):
         totals = [0] * len(wanted.outputs)
-        for j, (output, op, ratio, _) in enumerate(wanted.lay.tolist()):
+        for j, (output, _) in enumerate(wanted.lay.tolist()):
+            op, ratio = widening(layout, wanted, wanted.reads[j])
             totals[output] = -(-totals[output] // ALIGN) * ALIGN
             start = totals[output]
             for i in range(first, last):
-                offset, size, slot, crc, _ = answers[i][j]
+                offset, size, stored, crc, _ = answers[i][j]
+                slot = stored * ratio
                 if slot == 0:
                     continue
                 zero = size == 0
                 code, flags = (1, 0) if zero else (op, int(verify))
-                place = (offset, totals[output], slot * ratio if zero else size, files[i], crc)
+                place = (offset, totals[output], slot if zero else size, files[i], crc)
                 reads.append((*place, output, code, flags, i))
-                totals[output] += slot * ratio
+                totals[output] += slot
             out.regions[batch, j] = start, totals[output] - start
         out.ends[batch] = len(reads)
         out.output_sizes[batch] = totals

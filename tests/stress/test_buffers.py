@@ -85,7 +85,7 @@ def hold_and_mutate(data, count: int, **options) -> tuple[int, int]:
     return total, size
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 @pytest.mark.parametrize("kind", LOADERS)
 def test_a_batch_that_is_held_is_never_changed_by_later_reads(folder, kind, engine):
     with ss.open(folder, engine=engine) as data:
@@ -142,7 +142,7 @@ def test_what_a_user_writes_into_a_record_or_batch_is_not_seen_by_anybody_else(f
             part[:] = 1
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 @pytest.mark.parametrize("budget", [0, 1 << 12, 1 << 16, 1 << 20])
 def test_the_look_ahead_keeps_to_its_budget_or_one_batch(folder, budget, engine):
     data = ss.open(folder, engine=engine)

@@ -263,7 +263,7 @@ def test_a_missing_or_renamed_file_is_named(store):
             opened(damaged).take(list(range(3 * ROWS)))
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_flips_in_real_files_are_named_by_each_engine_and_by_verify(tmp_path, engine):
     path = tmp_path / "data.arrow"
     path.write_bytes(shard(5))

@@ -169,14 +169,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_a_process_ends_in_every_manner_with_reads_in_flight(folder, engine):
     ends(folder, engine, 2, 200, UNSETTLED)
 
 
 @pytest.mark.serial
 @pytest.mark.campaign
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_campaign_a_process_ends_in_every_manner_a_thousand_times(folder, engine):
     rounds = max(int(1_000 * SCALE) // len(ENDINGS), 1)
     ends(folder, engine, rounds, 3_000)
@@ -192,7 +192,7 @@ def test_a_fresh_interpreter_ends_likewise_with_all_warnings_on(folder, name):
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_a_read_that_hangs_does_not_keep_a_process_from_ending(folder, engine):
     """As on a dead mount: the file's opener waits for ever."""
     program = """

@@ -102,7 +102,7 @@ def test_campaign_a_thousand_forks(folder):
     forks(folder, int(1_000 * SCALE))
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_child_goes_on_where_its_parents_reads_and_transforms_were_under_way(tmp_path, engine, count):
     """The parent's native threads wait for a file and its transform for a word: neither exists in the child."""
@@ -151,7 +151,7 @@ def test_a_child_goes_on_where_its_parents_reads_and_transforms_were_under_way(t
         held.close()
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_a_child_goes_on_with_its_parents_iterator_where_the_parent_stood(folder, engine):
     data = ss.open(folder, engine=engine)
     for iterator in (

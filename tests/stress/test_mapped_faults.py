@@ -87,7 +87,7 @@ def faults(folder: Path, engine: str, reads: int, seed: int) -> dict[str, int]:
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_a_shard_cut_or_rewritten_before_a_read_is_an_error_and_no_signal(tmp_path, engine):
     seen = faults(tmp_path, engine, 150, 1)
     assert sum(seen.values()) == 150
@@ -101,7 +101,7 @@ def test_a_shard_cut_or_rewritten_before_a_read_is_an_error_and_no_signal(tmp_pa
 
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_campaign_a_thousand_reads_of_a_shard_that_changes_under_them(tmp_path, engine):
     seen = faults(tmp_path, engine, 1000, 2)
     print(f"\nF3 {engine}: {seen}, signals 0")

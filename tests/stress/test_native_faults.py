@@ -32,7 +32,7 @@ def scattered(rng: np.random.Generator, data: np.ndarray, number: int, *, with_c
 
 
 @pytest.mark.parametrize("with_crc", [True, False])
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_a_thousand_cuts_and_no_signal(tmp_path: Path, engine: str, with_crc: bool):
     rng = np.random.default_rng(1)
     store = LocalStore(tmp_path, engine=engine)
@@ -109,7 +109,7 @@ def test_few_descriptors_are_enough_for_many_files(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
         from shufflestore.storage.base import READ
         from shufflestore.storage.local import LocalStore
-        for engine in ("mmap", "pread"):
+        for engine in ("mmap", "pread", "io_uring", "io_uring_direct"):
             store = LocalStore({str(tmp_path)!r}, engine=engine)
             reads = np.zeros(3000, READ)
             reads["file"] = [store.handle(f"f{{i * 7 % 300}}", 10) for i in range(3000)]

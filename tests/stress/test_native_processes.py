@@ -88,14 +88,14 @@ def forks(folder: Path, engine: str, count: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 on warns of fork with threads: our subject
-@pytest.mark.parametrize("engine", ["mmap", "pread", "auto"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring", "auto"])
 def test_children_forked_while_threads_are_busy_work_or_end(folder: Path, engine: str):
     forks(folder, engine, 60)
 
 
 @pytest.mark.campaign
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("engine", ["mmap", "pread", "auto"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring", "auto"])
 def test_a_thousand_forks(folder: Path, engine: str):
     forks(folder, engine, 1_000)
 
@@ -136,7 +136,7 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_process_ends_with_reads_in_flight(folder: Path, ending: str, engine: str):
     code, expected = ENDINGS[ending]
@@ -149,7 +149,7 @@ def test_a_process_ends_with_reads_in_flight(folder: Path, ending: str, engine: 
         assert (done.returncode, done.stderr) == (expected, "")
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_ctrl_c_ends_a_wait_within_a_moment(folder: Path, engine: str):
     code = PRELUDE + textwrap.dedent("""
         print("ready", flush=True)

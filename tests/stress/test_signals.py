@@ -183,7 +183,7 @@ def test_campaign_five_hundred_signals(folder, tmp_path):
     lives(folder, tmp_path, max(count // 10, 1), ["SIGINT, workers"], 4, steps=10, seconds=1_500)
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_ctrl_c_is_heard_while_a_read_hangs(folder, engine):
     program = """
         import os, signal, sys, threading
@@ -225,7 +225,7 @@ def storm():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_a_storm_of_alarms_changes_nothing(folder, storm, engine):
     heard = 0
 
@@ -282,7 +282,7 @@ def interrupted_epochs(folder, storm, engine, epochs: int, **options) -> int:
     return raised
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_an_iterator_whose_next_was_interrupted_goes_on_where_it_was(folder, storm, engine):
     assert interrupted_epochs(folder, storm, engine, 6) > 3
     assert interrupted_epochs(folder, storm, engine, 4, transform=dict) > 3

@@ -6,14 +6,15 @@ import random
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import shufflestore as ss
-from shufflestore.dataset import reading
 from shufflestore.orders import kernels
 from shufflestore.orders.epoch import GlobalOrder
+from shufflestore.storage.memory import LEAST
 from tests.scenes import SCALE, check_batch, check_record, good, run, save
 
 N = 1_000
@@ -79,24 +80,24 @@ def mixed_reads(data, rounds: int) -> None:
     together(work)
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 def test_eight_threads_that_switch_all_the_time_read_right_data(folder, engine):
     with ss.open(folder, engine=engine) as data:
         mixed_reads(data, 12)
 
 
 def test_threads_read_right_data_while_index_pages_and_decoded_chunks_make_room_for_others(folder, monkeypatch):
-    monkeypatch.setattr(reading, "_WHOLE_CACHE_BYTES", 300)  # a few chunks' worth
-    with ss.open(folder, index_memory_bytes=96 << 10) as data:
+    with ss.open(folder, memory_limit=LEAST) as data:
+        monkeypatch.setattr(data.reading, "budget", replace(data.reading.budget, whole=300))  # a few chunks' worth
         mixed_reads(data, 12)
 
 
 @pytest.mark.campaign
 def test_campaign_threads_that_switch_all_the_time(folder, monkeypatch):
-    monkeypatch.setattr(reading, "_WHOLE_CACHE_BYTES", 300)
     rounds = int(1_000 * SCALE)
-    for options in ({"engine": "mmap"}, {"engine": "pread"}, {"index_memory_bytes": 96 << 10}):
+    for options in ({"engine": "mmap"}, {"engine": "pread"}, {"memory_limit": LEAST}):
         with ss.open(folder, **options) as data:
+            monkeypatch.setattr(data.reading, "budget", replace(data.reading.budget, whole=300))
             mixed_reads(data, rounds)
     print(f"{3 * 8 * rounds:,} reads of eight threads, 0 wrong")
 
@@ -199,7 +200,7 @@ WAITS = """
 """
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("engine", ["mmap", "pread", "io_uring"])
 @pytest.mark.parametrize("what", ["wait", "close", "drop"])
 def test_while_a_read_hangs_other_threads_run(folder, engine, what):
     """Were the GIL held in there, nobody could let the read go on."""

@@ -11,9 +11,12 @@ namespace shufflestore {
 // Gives a block back, to the cache or to the system. Any thread. Null is allowed.
 void release_block(std::uint8_t* data) noexcept;
 
-// Bytes that wait in the cache, and its bound.
+// Bytes that wait in the cache.
 std::size_t cached_bytes() noexcept;
-inline constexpr std::size_t kCacheBound = std::size_t{64} << 20;
+
+// Its bound, for the whole process: the least that anybody asked for so far, and at first kMostCached.
+inline constexpr std::size_t kMostCached = std::size_t{64} << 20;
+void bound_cache(std::size_t bytes) noexcept;
 
 // Returns everything in the cache to the system.
 void trim_cache() noexcept;

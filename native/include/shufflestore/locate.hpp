@@ -29,6 +29,7 @@ struct Located {
   std::vector<std::uint32_t> file, layout;
   std::vector<std::uint64_t> offset, size, slot;  // size 0: none is read; slot 0: nothing is put
   std::vector<std::uint32_t> crc;
+  std::vector<std::uint8_t> op;
   std::size_t records = 0;
 
   void resize(std::size_t reads, std::size_t count) {
@@ -37,6 +38,7 @@ struct Located {
     for (auto* row : {&file, &layout}) grow(*row, count);
     for (auto* row : {&offset, &size, &slot}) grow(*row, reads * count);
     grow(crc, reads * count);
+    grow(op, reads * count);
     grow(entry, count);
   }
 };

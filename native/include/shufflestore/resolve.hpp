@@ -130,13 +130,13 @@ struct Arena {
 struct Program {
   Table geometry;  // page head bytes, entry bytes, page bytes, fixed bytes a record
   Table levels;    // rows of 4
-  Table reads;     // rows of 8
+  Table reads;     // rows of 10
   Table bits;      // rows of 2
   Table copies;    // rows of 3
   Table nulls;
 
   std::size_t level_count() const noexcept { return levels.size() / 4; }
-  std::size_t read_count() const noexcept { return reads.size() / 8; }
+  std::size_t read_count() const noexcept { return reads.size() / 10; }
   std::size_t bit_count() const noexcept { return bits.size() / 2; }
   std::size_t fixed_bytes() const noexcept { return static_cast<std::size_t>(geometry[3]); }
 
@@ -148,7 +148,7 @@ struct Program {
 struct Window {
   Numbers ids;
   Numbers batch_ends;
-  Numbers lay;  // reads x 4: output, op, ratio, row in `shift` or -1
+  Numbers lay;  // reads x 2: output, row in `shift` or -1
   bool verify;
 };
 

@@ -8,6 +8,7 @@
 
 #include <csignal>
 #include <cstddef>
+#include <cstdint>
 
 struct io_uring_params;
 
@@ -25,6 +26,7 @@ struct Sys {
   int (*munmap)(void* at, std::size_t size);
   int (*madvise)(void* at, std::size_t size, int advice);
   int (*mincore)(void* at, std::size_t size, unsigned char* resident);
+  int (*cachestat)(int fd, std::uint64_t size, std::uint64_t* pages);  // of bytes [0, size) in the page cache
   void* (*allocate)(std::size_t alignment, std::size_t size);
   void (*release)(void* block);
   int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* previous);

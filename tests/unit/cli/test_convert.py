@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import shufflestore as ss
@@ -33,6 +34,14 @@ def test_columns_sizes_and_a_forced_kind(run_json, parquet, tmp_path):
     assert code == 0
     assert told["shard_count"] > 1
     assert ss.open(tmp_path / "s").column_names == ["label", "text"]
+
+
+def test_integers_stay_as_wide_as_they_are_declared_where_that_is_said(run, run_json, parquet, tmp_path):
+    for name, given, stored in (("a", (), "uint8"), ("b", ("--no-narrow",), "int64")):
+        assert run("convert", parquet, tmp_path / name, "--workers", 1, *given)[0] == 0
+        (shard,) = (tmp_path / name).glob("shards/*.arrow")
+        assert pa.ipc.open_file(shard).schema.field("tokens").type.value_type == stored
+        assert run_json("info", tmp_path / name)[1]["columns"]["tokens"] == "list<element: int64>"
 
 
 def test_what_is_there_is_not_touched(run, run_json, store, parquet):

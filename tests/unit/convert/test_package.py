@@ -39,5 +39,5 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_the_public_signature_is_that_of_the_issue():
     names = list(inspect.signature(convert).parameters)
-    assert names == ["source", "target", "columns", "schema", "if_exists", "options"]
+    assert names == ["source", "target", "columns", "schema", "if_exists", "options", "storage_options"]
     assert inspect.signature(convert).parameters["if_exists"].default == "error"

@@ -12,6 +12,7 @@ import pytest
 import shufflestore as ss
 from shufflestore.convert import shards
 from shufflestore.convert.shards import ShardOptions, ShardWriter
+from shufflestore.storage.target import FolderTarget
 from tests import stores
 
 
@@ -102,7 +103,7 @@ def test_a_shard_that_cannot_be_published_stops_the_writer_and_leaves_nothing(tm
     def failing(*_, **__):
         raise ss.errors.StorageError("the disk")
 
-    monkeypatch.setattr(shards, "publish", failing)
+    monkeypatch.setattr(FolderTarget, "publish", failing)
     writer = ShardWriter(tmp_path, "x", stores.SCHEMA, ShardOptions(shard_bytes=4_000, chunk_rows=5), lambda *_: None)
     with pytest.raises(ss.errors.StorageError, match="the disk"):
         add_all(writer, stores.table(0, 500))

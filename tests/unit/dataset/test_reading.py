@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 import shufflestore as ss
-from shufflestore.dataset import reading as module
 from shufflestore.errors import CorruptData, NotFound, ShardTruncated
 from tests.invented import MemoryStore, arrow_bytes, memory_store, opened
 
@@ -78,9 +79,9 @@ def test_a_column_read_whole_is_kept_and_read_once_a_chunk(store):
     assert dataset.take(range(90), columns=["d"]) == first.select(["d"])
 
 
-def test_what_is_kept_of_columns_read_whole_is_bounded(store, monkeypatch):
-    monkeypatch.setattr(module, "_WHOLE_CACHE_BYTES", 100)
+def test_what_is_kept_of_columns_read_whole_is_bounded(store):
     dataset = opened(MemoryStore(store.files))
+    dataset.reading.budget = replace(dataset.reading.budget, whole=100)
     for _ in range(3):
         assert dataset.take(range(90))["d"].to_pylist() == TABLE["d"].to_pylist()
     assert dataset.reading._whole_bytes <= 100

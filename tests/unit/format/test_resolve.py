@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from shufflestore import _native
+from shufflestore.dataset.reading import widening
 from shufflestore.format.layout import layout_of
 from shufflestore.format.resolve import (
     PAGE_MISSING,
@@ -26,17 +27,19 @@ TREE = build_tree(SCHEMA)
 
 
 def test_a_projection_wants_only_what_its_columns_need():
-    wanted = wanted_for(TREE, (1,), ())
+    wanted = wanted_for(TREE, (1,), (), widening)
     assert [TREE.nodes[b.node].name for b in wanted.reads] == ["s"]
     assert (len(wanted.levels), wanted.fixed_bytes, len(wanted.bits), wanted.outputs) == (1, 0, 1, {1: 0})
-    assert wanted_for(TREE, (0, 3), ()).fixed_bytes == 8
-    assert wanted_for(TREE, (0, 3), ()).outputs == {}
+    assert wanted_for(TREE, (0, 3), (), widening).fixed_bytes == 8
+    assert wanted_for(TREE, (0, 3), (), widening).outputs == {}
 
 
 def test_the_same_projection_is_the_same_object():
-    assert wanted_for(TREE, (1, 2), ()) is wanted_for(TREE, (1, 2), ())
+    assert wanted_for(TREE, (1, 2), (), widening) is wanted_for(TREE, (1, 2), (), widening)
     layout = layout_of(TREE, (True,) * len(TREE.buffers), True)
-    assert program_for(layout, wanted_for(TREE, (1,), ())) is program_for(layout, wanted_for(TREE, (1,), ()))
+    assert program_for(layout, wanted_for(TREE, (1,), (), widening)) is program_for(
+        layout, wanted_for(TREE, (1,), (), widening)
+    )
 
 
 def test_buffers_that_a_shard_lacks_are_answered_without_a_read():
@@ -76,7 +79,7 @@ def setting(table: pa.Table, **changes):
     """Return the arguments of `resolve` for record 0 of a table, some of them changed."""
     built = index_of(arrow_bytes(table))
     header = built.header
-    wanted = wanted_for(header.layout.tree, tuple(range(len(table.schema))), ())
+    wanted = wanted_for(header.layout.tree, tuple(range(len(table.schema))), (), widening)
     one = {
         "first_id": np.array([0, header.row_count]),
         "page_rows": np.array([header.layout.rows_per_page]),
@@ -124,7 +127,7 @@ def test_an_entry_or_a_page_outside_what_there_is_is_refused_and_not_read(change
 
 
 def test_numbers_that_lead_outside_are_refused_before_anything_is_touched():
-    other = wanted_for(TREE, (0,), ())
+    other = wanted_for(TREE, (0,), (), widening)
     layout = layout_of(TREE, (True,) * len(TREE.buffers), True)
     for wrong, error, message in (
         ({"programs": [program_for(layout, other)]}, ValueError, "another projection"),
@@ -142,7 +145,7 @@ def test_numbers_that_lead_outside_are_refused_before_anything_is_touched():
 
 
 def test_programs_that_lead_outside_an_entry_are_refused():
-    geometry, none = np.array([32, 12, 4096, 0]), np.empty((0, 8), np.int64)
+    geometry, none = np.array([32, 12, 4096, 0]), np.empty((0, 10), np.int64)
     two, three, nothing = np.empty((0, 2), np.int64), np.empty((0, 3), np.int64), np.empty(0, np.int64)
     for level in ([9, 24, 0, 0], [8, 25, 0, 0], [8, 24, 0, 1], [8, -1, 0, 0]):
         with pytest.raises(ValueError, match="program: a level"):

@@ -91,8 +91,9 @@ def test_as_many_threads_work_as_the_cores_can_serve():
         return threads.working
 
     least = math.ceil(threads.cores) + 1
-    assert [pass_by(1.0) for _ in range(5)] == [max(8, least), max(4, least), least, least, least]
-    assert pass_by(0.7) == least, "between the two nothing changes"
+    assert [pass_by(1.0) for _ in range(7)] == [max(n, least) for n in (12, 9, 6, 4, 3, 2, 2)]
+    assert pass_by(0.9) == least, "between the two nothing changes"
+    assert pass_by(0.8) == least + 1
     assert [pass_by(0.1) for _ in range(4)][-1] == 16
     now[0] += 0.01
     threads.note(1.0)

@@ -33,26 +33,26 @@ def read_some(store: LocalStore, name: str = "a", size: int = 100) -> None:
 
 
 def test_small_data_is_mapped_and_large_data_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(local, "_available_memory", lambda: 1_000)
+    monkeypatch.setattr(local, "available_bytes", lambda: 1_000)
     small, large = LocalStore(folder), LocalStore(folder)
     read_some(small)
     large.handle("b", 500)
     read_some(large)
-    assert (small.engine, large.engine) == ("mmap", "pread")
+    assert (small.engine, large.engine) == ("mmap", "io_uring")
     assert "fits" in small.engine_reason
     assert "does not fit" in large.engine_reason
     assert "600 bytes" in large.engine_reason
 
 
 def test_data_that_outgrows_the_memory_is_read_from_then_on(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(local, "_available_memory", lambda: 1_000)
+    monkeypatch.setattr(local, "available_bytes", lambda: 1_000)
     store = LocalStore(folder)
     read_some(store)
     assert store.engine == "mmap"
     store.handle("b", 900)
     store.handle("c", UNKNOWN_SIZE)
     read_some(store)
-    assert store.engine == "pread"
+    assert store.engine == "io_uring"
     assert store.counters()["batches"] == 2
     store.close()
 
@@ -108,20 +108,6 @@ def test_nothing_starts_and_nothing_opens_before_the_first_read(folder: Path):
     assert store.counters()["open_files"] == 1
     store.close()
     assert (len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))) == before
-
-
-def test_the_memory_left_in_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    texts = {
-        "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:  1000 kB\n",
-        "/proc/self/cgroup": "0::/job\n",
-        "/sys/fs/cgroup/job/memory.max": "500000\n",
-        "/sys/fs/cgroup/job/memory.current": "400000\n",
-        "/sys/fs/cgroup/job/memory.stat": "anon 5\nfile 300000\n",
-    }
-    monkeypatch.setattr(local, "_text", lambda path: texts.get(path, ""))
-    assert local._available_memory() == 400_000
-    texts["/sys/fs/cgroup/job/memory.max"] = "max\n"
-    assert local._available_memory() == 1_024_000
 
 
 def test_without_the_native_core_the_error_says_what_to_do(folder: Path):
