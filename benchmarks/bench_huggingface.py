@@ -169,7 +169,7 @@ def saved_fixed(workload: Workload) -> Path:
         made.save_to_disk(str(path), max_shard_size="500MB")
         shutil.rmtree(f"{path}.cache")
 
-    return workload._once("saved-fixed", build)
+    return workload.once("saved-fixed", build)
 
 
 def run(

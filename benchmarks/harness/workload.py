@@ -57,11 +57,11 @@ def ids_of(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return labels ^ _MASK
 
 
-def lengths_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return (n,) tokens of each record, in [64, 1024]."""
+def lengths_of(ids: NDArray[np.int64], scale: int = 1) -> NDArray[np.int64]:
+    """Return (n,) tokens of each record, in [64, 1024] times `scale`."""
     span = np.uint64(LONGEST - SHORTEST + 1)
     lengths: NDArray[np.int64] = SHORTEST + (_mix(ids) % span).astype(np.int64)
-    return lengths
+    return lengths * scale
 
 
 def fixed_lengths_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -83,9 +83,9 @@ def fixed_tokens_of(ids: NDArray[np.int64]) -> NDArray[np.uint16]:
     return tokens_of(ids, fixed_lengths_of(ids)).astype(np.uint16).reshape(len(ids), FIXED_TOKENS)
 
 
-def table_of(ids: NDArray[np.int64]) -> pa.RecordBatch:
+def table_of(ids: NDArray[np.int64], scale: int = 1) -> pa.RecordBatch:
     """Return records as Arrow: tokens list<int32>, label int64."""
-    lengths = lengths_of(ids)
+    lengths = lengths_of(ids, scale)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tokens = pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens_of(ids, lengths)))
     return pa.record_batch([tokens, pa.array(labels_of(ids))], ["tokens", "label"])
@@ -99,6 +99,8 @@ class Workload:
     record_count: int = FULL_RECORDS
     batch_size: int = 256
     is_timed: bool = True
+    scale: int = 1
+    """Records are so many times as long: 1 is 2.2 KB."""
 
     @property
     def is_full(self) -> bool:
@@ -124,8 +126,13 @@ class Workload:
     def chunks(self, count: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the first `count` records (all of them by default), chunk by chunk."""
         total = count or self.record_count
-        for start in range(0, total, CHUNK_RECORDS):
-            yield table_of(np.arange(start, min(start + CHUNK_RECORDS, total)))
+        step = max(CHUNK_RECORDS // self.scale, 1)
+        for start in range(0, total, step):
+            yield table_of(np.arange(start, min(start + step, total)), self.scale)
+
+    def lengths(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return (n,) tokens of each record."""
+        return lengths_of(ids, self.scale)
 
     def saved(self) -> Path:
         """The token set as Hugging Face's `save_to_disk` writes it, without a row index."""
@@ -136,7 +143,7 @@ class Workload:
             table = pa.Table.from_batches(self.chunks())
             datasets.Dataset(table).save_to_disk(str(path), max_shard_size="500MB")
 
-        return self._once("saved", build)
+        return self.once("saved", build)
 
     def indexed(self, checksums: bool) -> Path:
         """The saved folder (the same files, linked) with a row index beside them."""
@@ -150,7 +157,7 @@ class Workload:
                     os.link(file, path / file.name)
             ss.index(path, checksums=checksums)
 
-        return self._once("indexed" if checksums else "indexed-unchecked", build)
+        return self.once("indexed" if checksums else "indexed-unchecked", build)
 
     def store(self) -> Path:
         """The token set converted."""
@@ -160,21 +167,21 @@ class Workload:
 
             convert(str(self.saved() / "*.arrow"), path, options=ConvertOptions(kind="arrow"))
 
-        return self._once("store", build)
+        return self.once("store", build)
 
     def flat(self) -> Path:
         """The token set as a person would lay it out for numpy: tokens.i32, offsets.npy, labels.npy."""
 
         def build(path: Path) -> None:
             path.mkdir()
-            lengths = lengths_of(np.arange(self.record_count))
+            lengths = self.lengths(np.arange(self.record_count))
             np.save(path / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
             np.save(path / "labels.npy", labels_of(np.arange(self.record_count)))
             with (path / "tokens.i32").open("wb") as file:
                 for chunk in self.chunks():
                     file.write(memoryview(chunk.column(0).values.to_numpy()))
 
-        return self._once("flat", build)
+        return self.once("flat", build)
 
     def fixed(self) -> Path:
         """Records of fixed_size_list<uint16, 2048> and a label, converted."""
@@ -194,7 +201,7 @@ class Workload:
             convert(str(source), path, options=ConvertOptions(kind="arrow"))
             source.unlink()
 
-        return self._once("fixed", build)
+        return self.once("fixed", build)
 
     def parquet(self) -> Path:
         """The token set as Parquet, as pyarrow writes it by default."""
@@ -212,13 +219,14 @@ class Workload:
                 if held:
                     writer.write_table(pa.Table.from_batches(held))
 
-        return self._once("tokens.parquet", build)
+        return self.once("tokens.parquet", build)
 
     # -- building ----------------------------------------------------------------------------------
 
-    def _once(self, name: str, build: Callable[[Path], None]) -> Path:
+    def once(self, name: str, build: Callable[[Path], None]) -> Path:
         """Return the form called `name`, built if it is not there; safe beside other processes."""
-        path = self.folder / f"tokens-{self.record_count}" / name
+        larger = f"x{self.scale}" if self.scale > 1 else ""
+        path = self.folder / f"tokens-{self.record_count}{larger}" / name
         if path in _SEEN:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,11 @@ class Ours:
     is_slow = False
     is_reused = False
 
-    def __init__(self, name: str, form: str = "store", verify: bool = True) -> None:
-        """Say what to read: "store", "indexed" or "indexed-unchecked"."""
+    def __init__(self, name: str, form: str = "store", verify: bool = True, **options: Any) -> None:
+        """Say what to read: "store", "indexed" or "indexed-unchecked"; and how: further options of `open`."""
         self.name = name
         self._form = form
-        self._verify = verify
+        self._options = {"verify": verify, **options}
         self._data: Any = None
         self._loader: Any = None
         self.labels = itemgetter("label")
@@ -34,7 +34,7 @@ class Ours:
     def prepare(self, workload: Workload) -> None:
         """Open the data and compile the order's kernel."""
         path = workload.store() if self._form == "store" else workload.indexed(self._form == "indexed")
-        self._data = ss.open(path, verify=self._verify)
+        self._data = ss.open(path, **self._options)
         self._loader = ss.DataLoader(self._data, workload.batch_size, shuffle=True, seed=1)
         kernels.warm()
 

@@ -1,0 +1,122 @@
+"""Data several times the memory, cold: ours beside a plain loop of the same reads, and beside other people's loaders.
+
+Run as root (it limits memory by a control group and empties the page cache):
+`python -m pytest benchmarks/bench_cold.py --benchmark-enable -s`. Rivals: `pip install --no-deps -r benchmarks/rivals.txt`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness.cold import Cold, Group, Raw, list_of_reads, raw_reads
+from benchmarks.harness.measure import Comparison, Contender
+from benchmarks.harness.report import Figure, Report
+from benchmarks.harness.workload import Workload
+from benchmarks.loaders import all_rivals
+from benchmarks.loaders.ours_cold import MEMORY_LIMIT
+
+COMMAND = "python -m pytest benchmarks/bench_cold.py --benchmark-enable -s"
+LIMIT_BYTES = 640 << 20
+"""Memory of a contender, page cache included: the data is 3.5 times as large."""
+SECONDS = 6.0
+SIZES = {2: (1, 1_000_000, 256), 16: (8, 130_000, 256), 110: (50, 20_000, 64)}
+"""KB a record: scale of the token set, records, records a batch."""
+RAW = (("pread", 64, 1), ("pread", 128, 1), ("io_uring", 1, 256), ("io_uring", 2, 128), ("io_uring_direct", 1, 128))
+OTHERS = (
+    "LanceDB StreamingDataset", "numpy memmap loop", "the paper's method", "bagz", "MosaicML Streaming",
+    "torch DataLoader, Hugging Face torch format", "torch DataLoader, Hugging Face arrow format",
+)  # fmt: skip
+SLACK_BYTES = 64 << 20
+
+
+def _is_allowed() -> bool:
+    try:
+        Group(1 << 30).close()
+        return os.access("/proc/sys/vm/drop_caches", os.W_OK)
+    except OSError:
+        return False
+
+
+def _part(workload: Workload, size: int) -> Workload:
+    scale, records, batch = SIZES[size]
+    if not workload.is_full:
+        records = max(workload.record_count // scale, 600)
+    return replace(workload, record_count=records, scale=scale, batch_size=batch)
+
+
+def _measured(
+    benchmark: Any, contenders: list[Contender], reference: str, workload: Workload, rounds: int
+) -> Comparison:
+    comparison = Comparison(contenders, reference)
+    benchmark.pedantic(comparison.round, setup=comparison.rest, rounds=rounds, iterations=1)
+    return comparison
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.skipif(not _is_allowed(), reason="needs root: a control group of its own, and an empty page cache")
+@pytest.mark.parametrize("size", SIZES)
+def test_cold(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path, size: int) -> None:
+    """Seconds of an epoch, every contender a process of its own."""
+    part = _part(workload, size)
+    seconds = SECONDS if workload.is_timed else 0.2
+    parts = [name.strip() for name in os.environ.get("SHUFFLESTORE_BENCH_RIVALS", "").split(",") if name.strip()]
+    others = [n for n in OTHERS if n in all_rivals() and (not parts or any(p in n for p in parts))]
+    if not workload.is_timed:
+        others = others[:1]
+    store = part.store()
+    reads = tmp_path / "reads"
+    list_of_reads(store, reads, 1_000_000, 1)
+    with raw_reads() as program:
+        raw: list[Contender] = [Raw(*how, program, reads, LIMIT_BYTES, seconds) for how in RAW]
+        loaders: list[Contender] = [Cold(name, part, LIMIT_BYTES, seconds) for name in ("ours, cold", *others)]
+        comparison = _measured(benchmark, [*raw, *loaders], "ours, cold", part, rounds)
+    rows = comparison.rows()
+    report = Report(
+        f"cold-{size}kb", f"Cold reads of {size} KB records, 3.5 times the memory", COMMAND, "ours, cold", rows
+    )
+    report.figures = list(_figures(comparison, [one.name for one in raw], others, size))
+    for row in rows:
+        if row.get("read_per_used"):
+            report.notes[f"bytes read per byte used, {row['name']}"] = round(row["read_per_used"], 2)
+    report.notes |= {
+        "records": part.record_count, "memory of a contender, MB": LIMIT_BYTES >> 20, "seconds each": seconds,
+        "device read-ahead, KB": _read_ahead(store), **comparison.notes,
+    }  # fmt: skip
+    if workload.is_timed:
+        report.write(workload.is_full)
+
+
+def _figures(comparison: Comparison, raw: list[str], others: list[str], size: int) -> list[Figure]:
+    def beside(names: list[str]) -> float:
+        """Ours / the best of some contenders, round by round."""
+        every = [
+            1.0 / max(comparison.ratios(name, "ours, cold")[i] for name in names)
+            for i in range(len(comparison.counted))
+        ]
+        return statistics.median(every)
+
+    made = [Figure("ours / the best plain loop of the same reads", beside(raw), 0.9)]
+    if (lance := "LanceDB StreamingDataset") in others:
+        made.append(Figure("ours / LanceDB's StreamingDataset", beside([lance]), 3.0 if size == 2 else 1.0))
+    if rest := [name for name in others if not name.startswith("LanceDB")]:
+        made.append(Figure("ours / the best of the others", beside(rest), 6.0 if size == 2 else 1.0))
+    mine = comparison.samples["ours, cold"]
+    if size == 2:
+        read = statistics.median(s.extra["read_per_used"] for s in mine)
+        made.append(Figure("bytes read per byte used", read, 3.0, at_most=True))
+    peak = max(s.extra["peak_bytes"] for s in mine)
+    made.append(Figure("peak memory beyond imports, MB", peak / 1e6, (MEMORY_LIMIT + SLACK_BYTES) / 1e6, at_most=True))
+    return made
+
+
+def _read_ahead(store: Path) -> str:
+    """Of the device that the data is on, in KB."""
+    device = store.stat().st_dev
+    path = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/read_ahead_kb")
+    return path.read_text().strip() if path.exists() else "unknown"
