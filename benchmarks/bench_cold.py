@@ -22,11 +22,13 @@ from benchmarks.loaders import all_rivals
 from benchmarks.loaders.ours_cold import MEMORY_LIMIT
 
 COMMAND = "python -m pytest benchmarks/bench_cold.py --benchmark-enable -s"
-LIMIT_BYTES = 640 << 20
-"""Memory of a contender, page cache included: the data is 3.5 times as large."""
-SECONDS = 6.0
+LIMIT_BYTES = 400 << 20
+"""Memory of a contender, page cache and interpreter included: 2.2 GB of records are 5.5 times as much, 2.75 times where
+tokens are stored in 16 bits, as ours and LanceDB's are."""
+SECONDS = 4.0
 SIZES = {2: (1, 1_000_000, 256), 16: (8, 130_000, 256), 110: (50, 20_000, 64)}
 """KB a record: scale of the token set, records, records a batch."""
+OURS = ("ours, cold", "ours, cold, not narrow")
 RAW = (("pread", 64, 1), ("pread", 128, 1), ("io_uring", 1, 256), ("io_uring", 2, 128), ("io_uring_direct", 1, 128))
 OTHERS = (
     "LanceDB StreamingDataset", "numpy memmap loop", "the paper's method", "bagz", "MosaicML Streaming",
@@ -74,11 +76,11 @@ def test_cold(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path, s
     list_of_reads(store, reads, 1_000_000, 1)
     with raw_reads() as program:
         raw: list[Contender] = [Raw(*how, program, reads, LIMIT_BYTES, seconds) for how in RAW]
-        loaders: list[Contender] = [Cold(name, part, LIMIT_BYTES, seconds) for name in ("ours, cold", *others)]
+        loaders: list[Contender] = [Cold(name, part, LIMIT_BYTES, seconds) for name in (*OURS, *others)]
         comparison = _measured(benchmark, [*raw, *loaders], "ours, cold", part, rounds)
     rows = comparison.rows()
     report = Report(
-        f"cold-{size}kb", f"Cold reads of {size} KB records, 3.5 times the memory", COMMAND, "ours, cold", rows
+        f"cold-{size}kb", f"Cold reads of {size} KB records, memory far below the data", COMMAND, "ours, cold", rows
     )
     report.figures = list(_figures(comparison, [one.name for one in raw], others, size))
     for row in rows:

@@ -159,15 +159,17 @@ class Workload:
 
         return self.once("indexed" if checksums else "indexed-unchecked", build)
 
-    def store(self) -> Path:
-        """The token set converted."""
+    def store(self, narrow: bool = True) -> Path:
+        """The token set converted; tokens as uint16, or as the int32 that they come as."""
 
         def build(path: Path) -> None:
+            from shufflestore.convert.options import ShardOptions
             from shufflestore.convert.run import ConvertOptions, convert
 
-            convert(str(self.saved() / "*.arrow"), path, options=ConvertOptions(kind="arrow"))
+            options = ConvertOptions(kind="arrow", shards=ShardOptions(narrow=narrow))
+            convert(str(self.saved() / "*.arrow"), path, options=options)
 
-        return self.once("store", build)
+        return self.once("store" if narrow else "store-wide", build)
 
     def flat(self) -> Path:
         """The token set as a person would lay it out for numpy: tokens.i32, offsets.npy, labels.npy."""

@@ -86,8 +86,9 @@ def _without_torchvision() -> None:
     try:
         importlib.import_module("torchvision.datasets")
     except ImportError:
-        if importlib.util.find_spec("transformers") is not None:
-            importlib.import_module("transformers")  # it asks whether torchvision is there, and must hear the truth
+        for name in ("transformers", "datasets"):  # they ask whether torchvision is there, and must hear the truth
+            if importlib.util.find_spec(name) is not None:
+                importlib.import_module(name)
         for name in (
             "torchvision",
             "torchvision.datasets",

@@ -21,7 +21,7 @@ class Ours:
     is_reused = False
 
     def __init__(self, name: str, form: str = "store", verify: bool = True, **options: Any) -> None:
-        """Say what to read: "store", "indexed" or "indexed-unchecked"; and how: further options of `open`."""
+        """Say what to read: "store", "store-wide", "indexed" or "indexed-unchecked"; and how: options of `open`."""
         self.name = name
         self._form = form
         self._options = {"verify": verify, **options}
@@ -33,7 +33,10 @@ class Ours:
 
     def prepare(self, workload: Workload) -> None:
         """Open the data and compile the order's kernel."""
-        path = workload.store() if self._form == "store" else workload.indexed(self._form == "indexed")
+        if self._form.startswith("store"):
+            path = workload.store(narrow=self._form == "store")
+        else:
+            path = workload.indexed(self._form == "indexed")
         self._data = ss.open(path, **self._options)
         self._loader = ss.DataLoader(self._data, workload.batch_size, shuffle=True, seed=1)
         kernels.warm()

@@ -11,5 +11,8 @@ MEMORY_LIMIT = 64 << 20
 
 
 def rivals() -> list[Ours]:
-    """Return our loader under the limit."""
-    return [Ours("ours, cold", memory_limit=MEMORY_LIMIT)]
+    """Return our loader under the limit, over tokens stored as uint16 and over the int32 that they come as."""
+    return [
+        Ours("ours, cold", memory_limit=MEMORY_LIMIT),
+        Ours("ours, cold, not narrow", "store-wide", memory_limit=MEMORY_LIMIT),
+    ]

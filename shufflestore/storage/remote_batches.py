@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from shufflestore._native import crc32c
 from shufflestore.storage.base import COPY, HAS_CRC, WIDEN, ZERO, ReadFailure
+from shufflestore.storage.plan import plan
 from shufflestore.storage.remote_client import Answer
 from shufflestore.storage.remote_engine import GAVE_WAY
 from shufflestore.storage.remote_requests import Request
@@ -26,6 +27,8 @@ AHEAD_BYTES: Final = 64 << 20
 """Look-ahead of a stream that asked for none in particular."""
 MOST_AHEAD_BYTES: Final = 256 << 20
 """The same where the records are so large that fewer bytes would not keep all requests busy."""
+MOST_WASTE: Final = 8.0
+"""Bytes fetched for a byte used: reads that lie near each other are one request only where it costs no more than this."""
 _WIDENED: Final = {op: (f"<{source}", f"<{target}") for (source, target), op in WIDEN.items()}
 
 
@@ -219,25 +222,15 @@ def requests_of(
     rows: list[Any] = reads.tolist()
     for i in np.flatnonzero((reads["op"] == ZERO) & (size > 0)).tolist():
         batches[batch_of[i]].zeros.append((rows[i][5], rows[i][1], rows[i][2]))
-    real = np.flatnonzero((reads["op"] != ZERO) & (size > 0))
-    order = real[np.lexsort((reads["offset"][real], reads["file"][real], batch_of[real]))]
-    gap, most = reader.options.gap_bytes, reader.options.most_bytes
-    last: Fetch | None = None
-    for i in order.tolist():
-        row, batch = rows[i], batches[batch_of[i]]
-        index = i - int(first[batch_of[i]])
-        offset, length = row[0], row[2]
-        if last is not None and last.batch is batch and last.number == row[3]:
-            end = max(last.offset + last.size, offset + length)
-            if offset <= last.offset + last.size + gap and end - last.offset <= most:
-                last.size = end - last.offset
-                last.reads.append((index, row))
-                continue
-        last = Fetch(reader, batch, row[3], offset, length)
-        last.reads.append((index, row))
-        batch.requests.append(Request(last, length))
+    planned = plan(
+        reads, group_of=batch_of, gap_bytes=reader.options.gap_bytes, most_bytes=reader.options.most_bytes,
+        most_waste=MOST_WASTE, block_bytes=1, file_sizes=None,
+    )  # fmt: skip
+    ranges = zip(planned.file.tolist(), planned.offset.tolist(), planned.size.tolist(), planned.served(), strict=True)
+    for file, offset, length, served in ranges:
+        batch = batches[batch_of[served[0]]]
+        fetch = Fetch(reader, batch, file, offset, length)
+        fetch.reads = [(i - int(first[batch_of[i]]), rows[i]) for i in served.tolist()]
+        batch.requests.append(Request(fetch, length))
     for batch in batches:
-        for request in batch.requests:
-            request.size = request.work.size
-            request.work.reads.sort()
         batch.left = len(batch.requests)

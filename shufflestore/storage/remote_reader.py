@@ -115,7 +115,8 @@ class Reader:
 
     def head(self, key: str) -> Mapping[str, Any] | Answer:
         """Return what the store says of an object; one attempt."""
-        return self.attempt(key, lambda library, client: library.head(client, key))
+        found: Mapping[str, Any] | Answer = self.attempt(key, lambda library, client: library.head(client, key))
+        return found
 
     def attempt(self, key: str, function: Callable[[Any, Any], Any]) -> Any:
         """Return function(obstore, client), or an Answer where it raised."""

@@ -5,11 +5,9 @@ Files are written and read back behind the store's back, so that no store vouche
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,87 +17,25 @@ from hypothesis import strategies as st
 
 from shufflestore.errors import NotFound, ShardTruncated
 from shufflestore.storage.base import COPY, HAS_CRC, READ, UNKNOWN_SIZE, WIDEN, ZERO, ReadFailure, Store
-from shufflestore.storage.local import LocalStore
-from shufflestore.storage.posix import PosixStore
-
-STORES: dict[str, Callable[[Path], Store]] = {
-    "posix": PosixStore,
-    "mmap": functools.partial(LocalStore, engine="mmap"),
-    "mmap-1": functools.partial(LocalStore, engine="mmap", threads=1),
-    "pread": functools.partial(LocalStore, engine="pread"),
-    "pread-2-files": functools.partial(LocalStore, engine="pread", threads=3, max_open_files=2),
-    "io_uring": functools.partial(LocalStore, engine="io_uring"),
-    "io_uring-2-files": functools.partial(LocalStore, engine="io_uring", threads=2, max_open_files=2),
-    "io_uring_direct": functools.partial(LocalStore, engine="io_uring_direct"),
-    "auto": LocalStore,
-}
-PATIENCE_SECONDS = 60.0
-SIZES = {"a": 70_000, "deep/b": 5_000, "c": 1}
-
-
-def bytes_of(name: str) -> np.ndarray:
-    return np.random.default_rng(len(name)).integers(0, 256, SIZES[name], np.uint8)
-
-
-def crc32c(data: bytes) -> int:
-    """The definition, bit by bit."""
-    state = 0xFFFFFFFF
-    for byte in data:
-        state ^= byte
-        for _ in range(8):
-            state = (state >> 1) ^ (0x82F63B78 if state & 1 else 0)
-    return state ^ 0xFFFFFFFF
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in SIZES:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes_of(name).tobytes())
-    return tmp_path
-
-
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[Store]:
-    made = STORES[request.param](folder)
-    yield made
-    made.close()
-
-
-def reads_of(*rows: dict[str, int]) -> np.ndarray:
-    reads = np.zeros(len(rows), READ)
-    for i, row in enumerate(rows):
-        for field, value in row.items():
-            reads[i][field] = value
-    return reads
-
-
-def words(*values: int) -> np.ndarray:
-    return np.array(values, np.uint64)
-
-
-def submit_one(store: Store, reads: np.ndarray, *sizes: int):
-    (pending,) = store.submit(reads, words(len(reads)), words(*sizes).reshape(1, -1))
-    return pending
-
-
-def taken(pending) -> list[np.ndarray]:
-    assert pending.wait(PATIENCE_SECONDS)
-    assert pending.failure() is None
-    return pending.take()
-
-
-def failure_of(pending) -> ReadFailure:
-    assert pending.wait(PATIENCE_SECONDS)
-    failure = pending.failure()
-    assert failure is not None
-    return failure
+from tests.every_store import (
+    PATIENCE_SECONDS,
+    REMOTE,
+    SIZES,
+    STORES,
+    bytes_of,
+    crc32c,
+    failure_of,
+    made_store,
+    reads_of,
+    submit_one,
+    taken,
+    words,
+)  # fmt: skip
 
 
 def test_it_is_a_store_with_a_place(store: Store, folder: Path):
     assert isinstance(store, Store)
-    assert store.uri == str(folder)
+    assert folder.name in store.uri
 
 
 def test_reads_land_in_their_slots_of_their_outputs(store: Store):
@@ -179,7 +115,8 @@ def test_a_missing_file_is_an_error_of_its_read_alone(store: Store):
     taken(submit_one(store, reads_of({"file": a, "size": 1}), 1))
 
 
-def test_a_file_cut_short_after_it_was_read_is_short_or_a_wrong_checksum(store: Store, folder: Path):
+def test_a_file_cut_short_after_it_was_read_is_short_or_a_wrong_checksum(local: Store, folder: Path):
+    store = local
     a = store.handle("a", SIZES["a"])
     (before,) = taken(submit_one(store, reads_of({"file": a, "size": 70_000}), 70_000))
     os.truncate(folder / "a", 33_000)
@@ -335,14 +272,16 @@ def test_size_and_read_give_the_bytes_of_a_file(store: Store):
             call("nowhere")
 
 
-def test_put_publishes_once(store: Store, folder: Path):
+def test_put_publishes_once(writable: Store, folder: Path):
+    store = writable
     assert store.put_if_absent("new/deeper/name", b"first")
     assert not store.put_if_absent("new/deeper/name", b"second")
     assert (folder / "new/deeper/name").read_bytes() == b"first"
     assert os.listdir(folder / "new/deeper") == ["name"]
 
 
-def test_of_many_threads_that_put_one_name_one_wins(store: Store, folder: Path):
+def test_of_many_threads_that_put_one_name_one_wins(writable: Store, folder: Path):
+    store = writable
     won: list[int] = []
     start = threading.Barrier(8)
 
@@ -360,7 +299,8 @@ def test_of_many_threads_that_put_one_name_one_wins(store: Store, folder: Path):
     assert (folder / "prize").read_bytes() == b"%d" % won[0]
 
 
-def test_list_is_sorted_and_knows_no_temporary_files(store: Store, folder: Path):
+def test_list_is_sorted_and_knows_no_temporary_files(writable: Store, folder: Path):
+    store = writable
     for name in ("deep/.tmp-1-2-3", ".tmp-x", "deep-er", "deep/er/z", "deep/a"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
@@ -369,6 +309,17 @@ def test_list_is_sorted_and_knows_no_temporary_files(store: Store, folder: Path)
     assert list(store.list("deep")) == ["deep-er", "deep/a", "deep/b", "deep/er/z"]
     assert list(store.list("deep/e")) == ["deep/er/z"]
     assert list(store.list("nowhere/")) == []
+
+
+@pytest.mark.parametrize("kind", REMOTE)
+def test_an_object_that_was_replaced_is_named(kind: str, folder: Path, request: pytest.FixtureRequest):
+    store = made_store(kind, folder, request)
+    a = store.handle("a", SIZES["a"])
+    taken(submit_one(store, reads_of({"file": a, "size": 100}), 100))
+    (folder / "a").write_bytes(bytes(SIZES["a"]))
+    failure = failure_of(submit_one(store, reads_of({"file": a, "offset": 7, "size": 100}), 100))
+    assert (failure.index, failure.kind) == (0, "changed")
+    store.close()
 
 
 def test_delete_may_be_repeated(store: Store, folder: Path):
@@ -391,12 +342,14 @@ def batches(draw: st.DrawFn) -> list[list[tuple[str, int, int, int]]]:
     return draw(st.lists(st.lists(one, max_size=20), max_size=4))
 
 
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", [*STORES, *REMOTE])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=batches())
-def test_any_batches_equal_their_oracle(folder: Path, kind: str, plan: list[list[tuple[str, int, int, int]]]):
+def test_any_batches_equal_their_oracle(
+    folder: Path, request: pytest.FixtureRequest, kind: str, plan: list[list[tuple[str, int, int, int]]]
+):
     sources = {op: pair for pair, op in WIDEN.items()}
-    store = STORES[kind](folder)
+    store = made_store(kind, folder, request)
     rows, ends, sizes, oracles = [], [], [], []
     for batch in plan:
         slot, oracle = 0, []
