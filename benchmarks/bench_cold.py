@@ -76,6 +76,7 @@ def test_cold(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path, s
     list_of_reads(store, reads, 1_000_000, 1)
     with raw_reads() as program:
         raw: list[Contender] = [Raw(*how, program, reads, LIMIT_BYTES, seconds) for how in RAW]
+        others, killed = _survivors(others, part)
         loaders: list[Contender] = [Cold(name, part, LIMIT_BYTES, seconds) for name in (*OURS, *others)]
         comparison = _measured(benchmark, [*raw, *loaders], "ours, cold", part, rounds)
     rows = comparison.rows()
@@ -89,9 +90,23 @@ def test_cold(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path, s
     report.notes |= {
         "records": part.record_count, "memory of a contender, MB": LIMIT_BYTES >> 20, "seconds each": seconds,
         "device read-ahead, KB": _read_ahead(store), **comparison.notes,
+        **{f"{name}": "killed by the system for its memory" for name in killed},
     }  # fmt: skip
     if workload.is_timed:
         report.write(workload.is_full)
+
+
+def _survivors(names: list[str], part: Workload) -> tuple[list[str], list[str]]:
+    """Which loaders live through a moment under the limit, and which the system kills."""
+    killed = []
+    for name in names:
+        try:
+            Cold(name, part, LIMIT_BYTES, 0.2).measure(0)
+        except RuntimeError as error:
+            if "ended with -9" not in str(error):
+                raise
+            killed.append(name)
+    return [name for name in names if name not in killed], killed
 
 
 def _figures(comparison: Comparison, raw: list[str], others: list[str], size: int) -> list[Figure]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from shufflestore.storage.base import READ, ReadFailure, Store
+from shufflestore.storage.cached import CachedStore
 from shufflestore.storage.local import LocalStore
 from shufflestore.storage.posix import PosixStore
 from shufflestore.storage.remote import RemoteStore
@@ -24,6 +25,8 @@ STORES: dict[str, Callable[[Path], Store]] = {
     "io_uring-2-files": functools.partial(LocalStore, engine="io_uring", threads=2, max_open_files=2),
     "io_uring_direct": functools.partial(LocalStore, engine="io_uring_direct"),
     "auto": LocalStore,
+    "cached": lambda folder: CachedStore(PosixStore(folder), f"{folder}-cache", None, block_bytes=1_000),
+    "cached-small": lambda folder: CachedStore(LocalStore(folder), f"{folder}-cache", 9_000, block_bytes=4_096),
 }
 REMOTE = ("s3", "http")
 """Read from a server on loopback that serves the folder."""

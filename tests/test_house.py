@@ -40,6 +40,7 @@ LONG_FUNCTIONS = {
 }
 """Functions over 60 lines, as "file:name", and why each is better read as one."""
 MANY_PARAMETERS = {
+    "shufflestore/dataset/opening.py:open": "whatever a data set may be opened with, by keyword",
     "shufflestore/loader/sampler.py:__init__": "torch's own, and what becomes of the remainder",
     "shufflestore/loader/loader.py:__init__": "mirrors torch's own parameter list",
 }

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import shufflestore
-from shufflestore.cli import convert, gc, head, index, info, verify
+from shufflestore.cli import cache, convert, gc, head, index, info, verify
 from shufflestore.errors import AlreadyExists, MissingDependency, NotFound, OptionError, ShuffleStoreError
 
 __all__ = ["main"]
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"shufflestore {shufflestore.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (convert, index, info, head, verify, gc):
+    for command in (convert, index, info, head, verify, gc, cache):
         command.register(commands)
     for each in commands.choices.values():
         each.allow_abbrev = False  # which a sub-parser does not inherit

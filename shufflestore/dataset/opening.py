@@ -30,6 +30,7 @@ from shufflestore.format.manifest import Manifest, Shards, snapshot_name, snapsh
 from shufflestore.format.rebuild import integer_array
 from shufflestore.format.schema import tree_of
 from shufflestore.storage.base import Store
+from shufflestore.storage.cached import CachedStore
 from shufflestore.storage.local import LocalStore
 from shufflestore.storage.memory import Budget
 from shufflestore.storage.uri import is_remote, local_path
@@ -43,7 +44,7 @@ _PROBED: Final = 64
 """Snapshots that are asked for at a time where a store cannot list them."""
 
 
-def open(
+def open(  # noqa: PLR0913  whatever a data set may be opened with
     path: str | os.PathLike[str],
     split: str | None = None,
     *,
@@ -52,6 +53,8 @@ def open(
     engine: str = "auto",
     memory_limit: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_limit: int | None = None,
 ) -> Dataset:
     """Open a data set for reading in any order.
 
@@ -64,11 +67,14 @@ def open(
         split: Its name; None if there is only one.
         snapshot: Number of a committed snapshot; None for the newest.
         verify: Check the CRC32C of every byte read. False is your own word that you do not mind.
-        engine: "auto", "mmap" or "pread", for local files.
+        engine: "auto", "mmap", "pread", "io_uring" or "io_uring_direct", for local files.
         memory_limit: Bytes that look-ahead, row indexes and caches may take together, at least 32 MiB; None for a quarter
             of what this process may have. One batch is always read, however large.
         storage_options: Of an object store: endpoint, region, credentials, how hard it is asked; see
             docs/object_stores.md. What is not given comes from the environment.
+        cache_dir: Folder where blocks of a remote store are kept as they are read, for this and later epochs and for every
+            process of this machine; None keeps nothing.
+        cache_limit: Bytes that the folder may keep, of all data sets; None for no limit.
 
     Raises:
         NotFound: Nothing is there. OptionError: No such split, snapshot, engine or storage option.
@@ -78,9 +84,13 @@ def open(
     """
     options: dict[str, Any] = {
         "snapshot": snapshot, "verify": verify, "engine": engine, "memory_limit": memory_limit,
-        "storage_options": storage_options,
+        "storage_options": storage_options, "cache_dir": cache_dir, "cache_limit": cache_limit,
     }  # fmt: skip
     store, found = _store_at(path, engine, storage_options)
+    if cache_dir is not None:
+        store = _cached(store, path, cache_dir, cache_limit)
+    elif cache_limit is not None:
+        raise OptionError(f"{path}: cache_limit={cache_limit} is for a cache; name its folder too, with cache_dir=")
     if found is not None and snapshot is not None:
         raise OptionError(f"{path} is not a store, so it has no snapshot {snapshot}")
     manifest = load_manifest(store, snapshot)
@@ -125,6 +135,15 @@ def _store_at(
     store = LocalStore(str(folder), engine=engine, roots={"data": str(found.folder)})
     store.uri = str(place)
     return store, found
+
+
+def _cached(
+    store: Store, path: str | os.PathLike[str], folder: str | os.PathLike[str], limit: int | None
+) -> CachedStore:
+    """A remote store behind a cache. Raises OptionError for local files, which need none."""
+    if not is_remote(path):
+        raise OptionError(f"{path}: cache_dir is for object stores and HTTP; local files are read where they are")
+    return CachedStore(store, folder, limit)
 
 
 def _reopen(path: str, split: str | None, options: dict[str, Any]) -> Dataset:

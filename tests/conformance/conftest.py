@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.harness.object_store import ObjectStore
 from shufflestore.storage.base import Store
+from shufflestore.storage.cached import CachedStore
 from shufflestore.storage.remote import RemoteStore
 from tests.every_store import REMOTE, SIZES, STORES, bytes_of, made_store
 
@@ -41,6 +42,8 @@ def local(store: Store) -> Store:
     """Of a store whose files may change under it."""
     if isinstance(store, RemoteStore):
         pytest.skip("what an object store holds changes as a whole: see test_an_object_that_was_replaced_is_named")
+    if isinstance(store, CachedStore):
+        pytest.skip("what a cache has kept does not change: see tests/unit/storage/test_cached.py")
     return store
 
 
