@@ -160,6 +160,7 @@ def _child(what: dict[str, Any]) -> None:
         rival.prepare(workload)
         empty_page_cache()
         labels, kept = [], []
+        most_kept = max(16 // workload.scale, 1)  # they count as memory of the contender
         iterator = rival.batches(what["round"])
         first = next(iterator)  # in everyone's favour: starting up is not counted
         before = _read_bytes(group.processes)
@@ -167,7 +168,7 @@ def _child(what: dict[str, Any]) -> None:
         last = 0.0
         for i, batch in enumerate(iterator):
             labels.append(rival.labels(batch))
-            if i % 97 == 0 and len(kept) < 64:
+            if i % 97 == 0 and len(kept) < most_kept:
                 kept.append(batch)
             if (last := time.perf_counter()) - clock.start > what["seconds"]:
                 break

@@ -6,7 +6,7 @@ from benchmarks.loaders.ours import Ours
 
 __all__ = ["MEMORY_LIMIT", "rivals"]
 
-MEMORY_LIMIT = 64 << 20
+MEMORY_LIMIT = 128 << 20
 """Bytes for look-ahead, row indexes and caches."""
 
 
