@@ -71,6 +71,14 @@ class Packer:
     def byte_count(self) -> int:
         """About their bytes."""
 
+def place(data: Buffer, data_offset: int, reads: numpy.typing.NDArray[numpy.uint64], outputs: Sequence[numpy.typing.NDArray[numpy.uint8]]) -> tuple[int, int] | None:
+    """
+    Fill the slots of reads, five words each as storage.base.READ has them, from `data`, the file's bytes from
+    `data_offset` on: checked, copied or widened. Return None, or (index, found CRC32C) of the first wrong one;
+    slots before it are filled, its own holds anything. ValueError, and nothing written, for a read outside
+    `data` or its output.
+    """
+
 class Pending:
     """One submitted batch of reads."""
 

@@ -141,7 +141,8 @@ def _environment() -> dict[str, str]:
 
 
 def _child(what: dict[str, Any]) -> None:
-    import torch  # noqa: F401  what every contender loads anyhow is no memory of its own
+    import numba  # noqa: F401  what is loaded anyhow is no memory of its own
+    import torch  # noqa: F401
 
     import shufflestore as ss
     from benchmarks.harness.audit import check_batch, check_ids

@@ -1,4 +1,4 @@
-"""The planner on a window of look-ahead: 4,096 reads of 2 KB, far apart and near each other."""
+"""The planner on a window of look-ahead: 4,096 reads of 2 KB, far apart, near each other, and cut into many fetches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from shufflestore.storage.plan import plan
 COUNT = 4096
 
 
-@pytest.mark.parametrize("apart", [1 << 26, 4_000], ids=["apart", "near"])
-def test_plan(benchmark: Any, apart: int) -> None:
+@pytest.mark.parametrize(
+    ("apart", "most_bytes"), [(1 << 26, 8 << 20), (4_000, 8 << 20), (4_000, 8_000)], ids=["apart", "near", "cut"]
+)
+def test_plan(benchmark: Any, apart: int, most_bytes: int) -> None:
     """Of one submission; every read must be served."""
     reads = np.zeros(COUNT, READ)
     rng = np.random.default_rng(0)
@@ -28,7 +30,7 @@ def test_plan(benchmark: Any, apart: int) -> None:
             reads,
             group_of=groups,
             gap_bytes=32 << 10,
-            most_bytes=8 << 20,
+            most_bytes=most_bytes,
             most_waste=8.0,
             block_bytes=1,
             file_sizes=None,

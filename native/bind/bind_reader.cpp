@@ -150,7 +150,8 @@ void bind_reader(nb::module_& m) {
       .def_prop_ro(
           "engine", [](const DroppedReader& self) { return self.engine(); }, "The name of the engine.");
   m.def("bound_block_cache", &bound_cache, "bytes"_a,
-        "Keep at most so many bytes of memory for batches to come, in this process; the least asked for counts.");
+        "Keep at most so many bytes of memory for batches to come, in this process; the least asked for "
+        "counts.");
   m.def("resident_bytes", &resident_bytes, "path"_a, nb::call_guard<GilReleased>(),
         "Return how many bytes of a file the page cache holds now. Reads nothing.");
 }

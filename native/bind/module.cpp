@@ -19,6 +19,7 @@ namespace shufflestore::bind {
 void bind_crc32c(nb::module_& m);
 void bind_limits(nb::module_& m);
 void bind_pack(nb::module_& m);
+void bind_place(nb::module_& m);
 void bind_reader(nb::module_& m);
 void bind_write(nb::module_& m);
 
@@ -48,6 +49,7 @@ NB_MODULE(_native, m) {
   bind::bind_crc32c(m);
   bind::bind_limits(m);
   bind::bind_pack(m);
+  bind::bind_place(m);
   bind::bind_reader(m);
   bind::bind_write(m);
   bind_resolve(m);

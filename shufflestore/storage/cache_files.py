@@ -53,6 +53,10 @@ class Mirror:
         try:
             if os.fstat(fd).st_size != 4 * count:
                 os.ftruncate(fd, 4 * count)
+            if count:
+                os.posix_fallocate(
+                    fd, 0, 4 * count
+                )  # a full disk is an error now, not a signal when the map is written
         finally:
             os.close(fd)
         self.words: NDArray[np.uint32] = np.memmap(map_path, np.uint32, "r+") if count else np.zeros(0, np.uint32)

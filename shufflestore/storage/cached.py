@@ -94,7 +94,11 @@ class CachedStore:
                     # Local files have the numbers that they have here: what is there is read without another look.
                     self.local.handle(f"{self.files.stem(name, size).name}.blocks", size)
                     if size != UNKNOWN_SIZE:
-                        self.files.mirror(name, size)
+                        try:
+                            self.files.mirror(name, size)
+                        except OSError as cause:
+                            self.files.stop(cause)
+                            size = UNKNOWN_SIZE  # which nothing is kept of
                     blocks = -(-size // self._block) if size != UNKNOWN_SIZE else 0
                     self._base = np.append(self._base, np.int64(len(self._seen) if blocks else -1))
                     self._seen = np.append(self._seen, np.zeros(blocks, bool))

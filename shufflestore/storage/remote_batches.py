@@ -213,9 +213,7 @@ class RemotePending:
         self._reader.dropped.append(self._batch)
 
 
-def requests_of(
-    reader: Reader, reads: NDArray[np.void], batches: Sequence[Batch], batch_of: NDArray[np.int64]
-) -> None:
+def requests_of(reader: Reader, reads: NDArray[np.void], batches: Sequence[Batch], batch_of: NDArray[np.int64]) -> None:
     """Give each batch its requests: ranges of one object that lie near each other are one."""
     size = reads["size"]
     first = np.searchsorted(batch_of, np.arange(len(batches)))

@@ -130,7 +130,8 @@ def _is_plain(place: Place, config: Mapping[str, Any]) -> bool:
     given = [value for name, value in config.items() if "endpoint" in name.lower() or "base_url" in name.lower()]
     names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
     return any(
-        str(value).lower().startswith("http://") for value in (place.root, *given, *(os.environ.get(n, "") for n in names))
+        str(value).lower().startswith("http://")
+        for value in (place.root, *given, *(os.environ.get(n, "") for n in names))
     )
 
 
@@ -173,7 +174,11 @@ def answer_of(cause: BaseException) -> Answer:
     text = str(cause)
     first, _, debug = text.partition("\n")
     first = re.sub(r" in [\d.]+[^\s\d]+ - ", " - ", first).removeprefix("Generic ").strip()
-    for kind, words in (("Timeout", "timed out"), ("Connect", "could not connect"), ("Interrupted", "connection broke off")):
+    for kind, words in (
+        ("Timeout", "timed out"),
+        ("Connect", "could not connect"),
+        ("Interrupted", "connection broke off"),
+    ):
         if f"kind: {kind}," in debug:
             first = f"{first} ({words})"
     return Answer(_kind_of(cause, text), first[:400])
@@ -239,9 +244,7 @@ def _load() -> ModuleType:
         found = importlib.import_module("obstore")
         importlib.import_module("obstore.store")
     except ImportError as cause:
-        raise MissingDependency(
-            "object stores are read through obstore: pip install 'shufflestore[remote]'"
-        ) from cause
+        raise MissingDependency("object stores are read through obstore: pip install 'shufflestore[remote]'") from cause
     return found
 
 

@@ -144,7 +144,7 @@ class Engine:
                 lost.work.settle(lost.answer, lost.attempts)
             if request is not None:
                 # Hands on: the next thread finds more to send, or watches over what is due.
-                if self.schedule.has_more or not self._idle or self.schedule.next_event < self._watched_until:
+                if self.schedule.has_more or not self._idle or self._is_unwatched():
                     self._wake_one()
                 return request
             seconds = max(seconds, GRAIN_SECONDS)
@@ -159,6 +159,10 @@ class Engine:
             elif not was_notified:
                 return None
         return None
+
+    def _is_unwatched(self) -> bool:
+        """Whether something is due clearly before any idle thread looks again."""
+        return self.schedule.next_event + GRAIN_SECONDS < self._watched_until
 
     def _expired(self) -> list[Request]:
         if not self.schedule.expired:

@@ -38,7 +38,7 @@ HEDGE_LEAST_SECONDS: Final = 0.02
 """A request is slow beyond so many times the 95th percentile of the last ones of its size, and at least so long."""
 SAMPLES: Final = 256
 _ATTEMPTS: Final = {"missing": 4, "denied": 3, "checksum": 3}
-"""What is tried less often than the options say, since it is seldom the network's fault."""
+"""What is tried less often than the options say, and costs no tokens, since it is seldom the network's fault."""
 _FINAL: Final = frozenset({"changed", "beyond", "exists", "fatal"})
 
 
@@ -227,9 +227,9 @@ class Schedule:
         self.counts["requests"] += 1
         if not request.running:
             self.in_flight += 1
-            if request.attempts:
+            if request.answer is not None:
                 self.counts["retries"] += 1
-                self.tokens -= 1.0
+                self.tokens -= float(request.answer.kind not in _ATTEMPTS)
             else:
                 request.deadline = now + self._options.total_seconds
                 self._hedge_tokens = min(self._hedge_tokens + HEDGE_SHARE, HEDGE_BURST)

@@ -62,8 +62,7 @@ class World:
                 took, answer = self.server(self.now, self.random)
                 heapq.heappush(self._under_way, (self.now + took, len(self.sent), request, self.now, answer))
                 continue
-            is_idle = not self._under_way and self.schedule.next_event == float("inf") and not self._is_waiting()
-            if is_idle:
+            if not self._under_way and not self._is_waiting():
                 return
             self.now += max(seconds, 1e-6)  # a clock never stands still
             if self._under_way and self._under_way[0][0] <= self.now:
@@ -71,7 +70,9 @@ class World:
 
     def _is_waiting(self) -> bool:
         schedule = self.schedule
-        return any(not one.is_done for queue in (schedule._retries, schedule._urgent, schedule._queue) for one in queue)
+        events = [request for _, _, _, request in schedule._events]
+        queues = (schedule._retries, schedule._urgent, schedule._queue, events)
+        return any(not one.is_done for queue in queues for one in queue)
 
     def _end_one(self) -> None:
         self.now, _, request, begun, answer = heapq.heappop(self._under_way)
@@ -110,7 +111,9 @@ def test_every_request_ends_once_whatever_the_store_does(share, kinds, count, mo
 
 
 @pytest.mark.parametrize(("share", "most_requests"), [(0.05, 1.1), (0.2, 1.35)])
-@pytest.mark.parametrize("answers", [(BROKEN,), (REFUSED,), (BROKEN, REFUSED)], ids=lambda a: "-".join(x.kind for x in a))
+@pytest.mark.parametrize(
+    "answers", [(BROKEN,), (REFUSED,), (BROKEN, REFUSED)], ids=lambda a: "-".join(x.kind for x in a)
+)
 def test_failures_cost_their_retries_and_lose_nothing(share, most_requests, answers):
     world = World(failing(share, *answers), max_in_flight=64)
     world.ask(10_000)
@@ -249,7 +252,9 @@ def test_urgent_requests_go_first_and_retries_before_them():
     assert order == [failed, urgent, later]
 
 
-@pytest.mark.parametrize(("kind", "attempts"), [("changed", 1), ("fatal", 1), ("missing", 4), ("denied", 3), ("checksum", 3)])
+@pytest.mark.parametrize(
+    ("kind", "attempts"), [("changed", 1), ("fatal", 1), ("missing", 4), ("denied", 3), ("checksum", 3)]
+)
 def test_what_is_seldom_the_network_s_fault_is_tried_less_often(kind, attempts):
     world = World(failing(1.0, Answer(kind, kind)))
     world.ask(1)
