@@ -142,6 +142,8 @@ class Reader:
         if version is None:
             with self._lock:
                 version = self._versions.setdefault(key, Version(meta))
+        elif meta["e_tag"] == version.tag and meta["size"] == version.size:
+            return None  # as nearly always
         return version.difference(meta)
 
     def _explained(self, answer: Answer, client: Any, key: str) -> Answer:

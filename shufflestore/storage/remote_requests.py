@@ -33,7 +33,7 @@ HEDGE_SHARE: Final = 0.04
 HEDGE_BURST: Final = 8.0
 HEDGES: Final = 2
 """Copies of one request, beside its first."""
-HEDGE_FACTOR: Final = 3.0
+HEDGE_FACTOR: Final = 2.0
 HEDGE_LEAST_SECONDS: Final = 0.02
 """A request is slow beyond so many times the 95th percentile of the last ones of its size, and at least so long."""
 SAMPLES: Final = 256
