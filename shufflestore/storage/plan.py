@@ -97,7 +97,7 @@ def plan(
     Raises:
         ValueError: A knob is out of its range.
 
-    O(n log n), about 0.1 us a read; a Python step only for each fetch that `most_bytes` ends.
+    O(n log n), about 0.2 us a read; a Python step only for each fetch that `most_bytes` ends.
     """
     if gap_bytes < 0 or most_bytes < 1 or block_bytes < 1 or most_waste < 1:
         raise ValueError(
