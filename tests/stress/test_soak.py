@@ -7,6 +7,7 @@ import itertools
 import os
 import statistics
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -48,6 +49,11 @@ def forget() -> None:
             thread.join(60)
             while thread.native_id in map(int, os.listdir("/proc/self/task")):
                 pass  # Python's thread is over, the system's is about to be
+    # Those that Python has forgotten already may still be ending: wait until their number stands.
+    counts = [-1, threads()]
+    while counts[-1] != counts[-2]:
+        time.sleep(0.1)
+        counts.append(threads())
 
 
 def flat(work: Callable[[], None], rounds: int, growth_bytes: int = 4 * MIB) -> None:
