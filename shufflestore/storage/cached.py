@@ -1,28 +1,39 @@
 """A bounded local cache of a remote data set: a Store over a Store.
 
 What is there is read from local files by the native engines. What is not is fetched by whole blocks, each once however
-many batches want it, kept, and then read like the rest. Where there is no room, reads go through as they are.
+many batches want it, kept, and then read like the rest. What finds no room is read from the store as it is.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections import deque
+import time
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflestore.storage.base import HAS_CRC, READ, UNKNOWN_SIZE, ZERO, Flow, Pending, Store
-from shufflestore.storage.cache_batches import CachedFlow, CachedPending, Failed, reads_of_blocks
+from shufflestore.storage.base import READ, UNKNOWN_SIZE, ZERO, Flow, Pending, Store
+from shufflestore.storage.cache_batches import CachedFlow, CachedPending, Submission
+from shufflestore.storage.cache_blocks import ABSENT, SOUND, THERE, Blocks, reads_of_blocks
 from shufflestore.storage.cache_files import BLOCK_BYTES, CacheFolder, Mirror
+from shufflestore.storage.cache_filler import Fill, Filler
 from shufflestore.storage.descriptors import check
 from shufflestore.storage.local import LocalStore
 from shufflestore.storage.process import ProcessLock, briefly
 
 __all__ = ["CachedStore"]
+
+_NUMBERED: Final = re.compile(r"snapshots/\d+\.json")
+"""Names that do not follow from what is in them: a data set that is written anew has the same."""
+_LOOK_SECONDS: Final = 1.0
+"""Between two looks at a file's map, for what other processes have kept meanwhile."""
+_FULL_SECONDS: Final = 1.0
+"""After no room was found, before it is looked for again."""
 
 
 class CachedStore:
@@ -38,35 +49,37 @@ class CachedStore:
 
         Args:
             inner: Where the bytes come from. Closed with this one.
-            folder: Of the cache: empty, new, or a cache.
+            folder: Of the cache: empty, new, or a cache. One that cannot be written to serves what it has.
             limit_bytes: Of all that the folder keeps, for all data sets; None for no limit.
             block_bytes: Fetched and kept at a time.
 
         Raises:
-            OptionError: The folder has files of somebody else.
+            OptionError: The folder has files of somebody else, or a number is out of range.
+            StorageError: It cannot be made or written to.
         """
         self.inner, self.uri = inner, inner.uri
-        self._folder, self._limit, self._block = os.fspath(folder), limit_bytes, block_bytes
+        self._folder, self._limit = os.fspath(folder), limit_bytes
         self.files = CacheFolder(folder, inner.uri, limit_bytes, block_bytes)
         self.local = LocalStore(self.files.folder)
+        self.blocks = Blocks(block_bytes)
         self._numbers: dict[str, int] = {}
-        self._sizes: list[tuple[str, int]] = []
-        self._inner_of = np.zeros(0, np.uint32)
-        self._base = np.zeros(0, np.int64)
-        """Where a file's blocks begin in `_seen`; -1 for files that are not kept."""
-        self._seen = np.zeros(0, bool)
-        """Blocks that this process has found there."""
-        self._is_closed = False
+        self._sizes: list[int] = []
+        self._mirrors: list[Mirror] = []
+        self._looked: list[float] = []
+        """When a file's map was read last."""
+        self._inner_of = np.zeros(16, np.uint32)
+        self.is_closed = False
         self._lock = ProcessLock()
-        self._forget_threads()
+        self._begin_process()
 
-    def _forget_threads(self) -> None:
+    def _begin_process(self) -> None:
+        """Start afresh in this process, without a parent's thread."""
+        self._filler = Filler(self._keep)
+        self._flying: set[int] = set()
+        """Blocks on their way."""
+        self._full_until = 0.0
+        self._hits = self._misses = self._passed = 0
         self._pid = os.getpid()
-        self._queue: deque[CachedPending] = deque()
-        self._some = threading.Condition(threading.Lock())
-        self._filler: threading.Thread | None = None
-        self._flying: set[tuple[int, int]] = set()
-        self._hits = self._misses = self._throughs = 0
 
     @property
     def engine(self) -> str:
@@ -83,6 +96,8 @@ class CachedStore:
         """As the store behind it."""
         return getattr(self.inner, "can_list", True)
 
+    # -- reads of batches ----------------------------------------------------------------------------
+
     def handle(self, name: str, size: int) -> int:
         """Register a file and return its number."""
         number = self._numbers.get(name)
@@ -90,21 +105,18 @@ class CachedStore:
             with self._here():
                 number = self._numbers.get(name)
                 if number is None:
-                    inner = self.inner.handle(name, size)
+                    inner, number = self.inner.handle(name, size), len(self._sizes)
+                    mirror = self.files.mirror(name, size)
                     # Local files have the numbers that they have here: what is there is read without another look.
-                    self.local.handle(f"{self.files.stem(name, size).name}.blocks", size)
-                    if size != UNKNOWN_SIZE:
-                        try:
-                            self.files.mirror(name, size)
-                        except OSError as cause:
-                            self.files.stop(cause)
-                            size = UNKNOWN_SIZE  # which nothing is kept of
-                    blocks = -(-size // self._block) if size != UNKNOWN_SIZE else 0
-                    self._base = np.append(self._base, np.int64(len(self._seen) if blocks else -1))
-                    self._seen = np.append(self._seen, np.zeros(blocks, bool))
-                    self._sizes.append((name, size))
-                    self._inner_of = np.append(self._inner_of, np.uint32(inner))
-                    number = self._numbers[name] = len(self._sizes) - 1
+                    self.local.handle(mirror.path.name, size)
+                    if number == len(self._inner_of):
+                        self._inner_of = np.resize(self._inner_of, 2 * number)
+                    self._inner_of[number] = inner
+                    self._sizes.append(size)
+                    self._mirrors.append(mirror)
+                    self._looked.append(-_LOOK_SECONDS)
+                    self.blocks.add(None if size == UNKNOWN_SIZE else size)
+                    self._numbers[name] = number
         return number
 
     def flow(self, budget_bytes: int | None) -> CachedFlow:
@@ -115,215 +127,150 @@ class CachedStore:
         self, reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64], flow: Flow = None
     ) -> Sequence[Pending]:
         """Queue the reads of several batches. Raises ValueError for a bad descriptor."""
-        if self._is_closed:
-            raise ValueError(f"{self.uri}: the store is closed")
-        reads, output_sizes = reads.copy(), output_sizes.copy()
-        with self._here():
-            if self._are_known(reads):
-                return self._all_here(reads, ends, output_sizes, flow)
-            try:
-                check(reads, ends, output_sizes, len(self._sizes))
-            except ValueError as cause:
-                raise ValueError(f"{self.uri}: {cause}") from cause
-            lacks = self._lacking(reads)
-            if not lacks.any():
-                return self._all_here(reads, ends, output_sizes, flow)
-            made: list[Pending] = []
-            begin = 0
-            for i, end in enumerate(ends.tolist()):
-                batch = CachedPending(self, reads[begin:end], output_sizes[i], flow)
-                self._begin(batch, lacks[begin:end])
-                made.append(batch)
-                begin = end
-        return made
-
-    def _all_here(
-        self, reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64], flow: Flow
-    ) -> Sequence[Pending]:
-        """Have all batches of a submission read from local files, in one call."""
-        self._hits += len(ends)
-        found = self.local.submit(reads, ends, output_sizes, None if flow is None else flow.local)
-        made, begin = [], 0
-        for i, (end, pending) in enumerate(zip(ends.tolist(), found, strict=True)):
-            batch = CachedPending(self, reads[begin:end], output_sizes[i], flow)
-            batch.become(pending, is_local=True)
-            made.append(batch)
-            begin = end
-        return made
-
-    def _are_known(self, reads: NDArray[np.void]) -> bool:
-        """Whether this process has seen all blocks of these reads, and their records have checksums of their own."""
         if reads.dtype != READ or reads.ndim != 1:
-            return False
-        real = reads[reads["op"] != ZERO] if (reads["op"] == ZERO).any() else reads
-        if not len(real) or not (real["flags"] & HAS_CRC).all() or (real["file"] >= len(self._sizes)).any():
-            return False
-        base, block = self._base[real["file"]], np.uint64(self._block)
-        first = (real["offset"] // block).astype(np.int64)
-        last = ((real["offset"] + np.maximum(real["size"], 1) - 1) // block).astype(np.int64)
-        # Descriptors that are wrong may overflow here; the local store refuses them.
-        if (
-            ((last - first) >> 1).any()
-            or (base < 0).any()
-            or (first < 0).any()
-            or (base + last >= len(self._seen)).any()
-        ):
-            return False
-        return bool(self._seen[base + first].all() and self._seen[base + last].all())
-
-    def _lacking(self, reads: NDArray[np.void]) -> NDArray[np.bool_]:
-        """Which reads need a block that is not there."""
-        lacks = np.zeros(len(reads), bool)
-        real = np.flatnonzero((reads["op"] != ZERO) & (reads["size"] > 0))
-        files = reads["file"][real]
-        for file in np.unique(files).tolist():
-            mine = real[files == file]
-            name, size = self._sizes[file]
-            if size == UNKNOWN_SIZE:
-                lacks[mine] = True
-                continue
-            mirror = self.files.mirror(name, size)
-            first = (reads["offset"][mine] // self._block).astype(np.int64)
-            last = ((reads["offset"][mine] + reads["size"][mine] - 1) // self._block).astype(np.int64)
-            inside = last < len(mirror.words)
-            missing = ~inside
-            missing[inside] = (mirror.words[first[inside]] == 0) | (mirror.words[last[inside]] == 0)
-            for i in np.flatnonzero(inside & ~missing & (last - first > 1)).tolist():
-                missing[i] = not mirror.words[first[i] : last[i] + 1].all()
-            for i in np.flatnonzero(~missing & ((reads["flags"][mine] & HAS_CRC) == 0)).tolist():
-                missing[i] = not all(self._holds(mirror, b) for b in range(int(first[i]), int(last[i]) + 1))
-            lacks[mine] = missing
-            here = self._base[file] + first[~missing]
-            self._seen[here] = self._seen[here - first[~missing] + last[~missing]] = True
-        return lacks
-
-    def _holds(self, mirror: Mirror, block: int) -> bool:
-        """Whether a block is there and sound; a damaged one is forgotten."""
-        if mirror.check(block):
-            return True
-        self.files.give_back(mirror.drop([block]) * self._block)
-        return False
-
-    def _begin(self, batch: CachedPending, lacks: NDArray[np.bool_]) -> None:
-        """Have a batch read from where its bytes are."""
-        if not lacks.any():
-            self._hits += 1
-            flow = None if batch.flow is None else batch.flow.local
-            batch.become(self._read_here(batch, flow), is_local=True)
-            return
-        wanted = self._missing(batch.reads[lacks])
-        fresh = None if wanted is None else [key for key in wanted if key not in self._flying]
-        if fresh is None or not self.files.reserve(len(fresh) * self._block):
-            self._throughs += 1
-            flow = None if batch.flow is None else batch.flow.through
-            batch.become(self.pass_through(batch.reads, batch.sizes, flow), is_local=False)
-            return
-        self._misses += 1
-        self._fetch(batch, fresh)
-        with self._some:
-            self._queue.append(batch)
-            if self._filler is None:
-                self._filler = threading.Thread(target=self._fill, name="shufflestore-cache", daemon=True)
-                self._filler.start()
-            self._some.notify()
-
-    def _missing(self, reads: NDArray[np.void]) -> list[tuple[int, int]] | None:
-        """(file, block) of blocks that are not there; None if some can never be."""
-        found: dict[tuple[int, int], None] = {}
-        for file, offset, size in zip(
-            reads["file"].tolist(), reads["offset"].tolist(), reads["size"].tolist(), strict=True
-        ):
-            name, length = self._sizes[file]
-            if length == UNKNOWN_SIZE or offset + size > length:
-                return None
-            words = self.files.mirror(name, length).words
-            for block in range(offset // self._block, (offset + size - 1) // self._block + 1):
-                if not words[block]:
-                    found[file, block] = None
-        return list(found)
-
-    def _fetch(self, batch: CachedPending, blocks: list[tuple[int, int]]) -> None:
-        """Ask the store for blocks, neighbours together."""
-        batch.blocks = blocks
-        if not blocks:
-            return
-        self._flying.update(blocks)
-        reads, batch.ranges = reads_of_blocks(blocks, [size for _, size in self._sizes], self._block)
-        total = np.array([[reads["size"].sum()]], np.uint64)
-        reads["file"] = self._inner_of[reads["file"]]
-        flow = None if batch.flow is None else batch.flow.fetched
-        (batch.fetch,) = self.inner.submit(reads, np.array([len(reads)], np.uint64), total, flow)
-
-    def _read_here(self, batch: CachedPending, flow: Any) -> Pending:
-        ends = np.array([len(batch.reads)], np.uint64)
-        (made,) = self.local.submit(batch.reads, ends, batch.sizes.reshape(1, -1), flow)
+            raise ValueError(f"{self.uri}: reads is {reads.dtype}{reads.shape}, not (n,) of storage.base.READ")
+        # As bytes: numpy copies records field by field.
+        reads = np.frombuffer(bytearray(np.ascontiguousarray(reads).view(np.uint8)), READ)
+        output_sizes = output_sizes.copy()
+        with self._here():
+            if self.is_closed:
+                raise ValueError(f"{self.uri}: the store is closed")
+            held = self.blocks.held(reads)
+            if not held.all():
+                try:
+                    check(reads, ends, output_sizes, len(self._sizes))
+                except ValueError as cause:
+                    raise ValueError(f"{self.uri}: {cause}") from cause
+                self._look(reads[~held])
+                held = self.blocks.held(reads)
+            of = Submission(self, reads, ends, output_sizes, flow)
+            if held.all():
+                return self._all_here(of, ends)
+            made = [CachedPending(of, i) for i in range(len(ends))]
+            for i, batch in enumerate(made):
+                self._start(batch, ~held[of.bounds[i] : of.bounds[i + 1]], flow)
         return made
 
-    def pass_through(self, reads: NDArray[np.void], sizes: NDArray[np.uint64], flow: Any) -> Pending:
-        """Read one batch from the store, as if there were no cache."""
+    def _all_here(self, of: Submission, ends: NDArray[np.uint64]) -> Sequence[Pending]:
+        """Have all batches of a submission read from local files, in one call."""
+        self._hits += len(of.reads)
+        found = self.local.submit(of.reads, ends, of.sizes, None if of.flow is None else of.flow.local)
+        return [CachedPending(of, i, pending) for i, pending in enumerate(found)]
+
+    def _start(self, batch: CachedPending, lacks: NDArray[np.bool_], flow: CachedFlow | None) -> None:
+        """Have a batch read at once, or once the blocks have come that it lacks and that there is room for."""
+        fill = self._fill_of(batch, flow) if lacks.any() else None
+        missing = int(np.count_nonzero(lacks))
+        self._hits += len(lacks) - missing
+        if fill is None:
+            batch.start(*((None, None) if flow is None else (flow.local, flow.through)))
+            return
+        self._misses += missing
+        batch.expect()
+        self._filler.add(fill)
+
+    def _fill_of(self, batch: CachedPending, flow: CachedFlow | None) -> Fill | None:
+        """Ask the store for blocks, neighbours together; None if nothing would come of waiting."""
+        lacking = self.blocks.lacking(batch.reads)
+        fresh = [block for block in lacking if block not in self._flying]
+        is_shared = len(fresh) < len(lacking)
+        fresh = fresh[: self._room(len(fresh))]
+        if not fresh:
+            return Fill(weakref.ref(batch), flow, None, [], []) if is_shared else None
+        reads, ranges = reads_of_blocks(self.blocks.places(fresh), self._sizes, self.blocks.block_bytes)
+        total = reads["size"].sum(keepdims=True)
+        fetch = self.read_through(reads, total, None if flow is None else flow.fetched)
+        self._flying.update(fresh)
+        return Fill(weakref.ref(batch), flow, fetch, fresh, ranges)
+
+    def _room(self, count: int) -> int:
+        """Take room for up to so many blocks; return for how many."""
+        if not count or not self.files.is_open or time.monotonic() < self._full_until:
+            return 0
+        found = self.files.take(count, self.blocks.block_bytes)
+        if not found:
+            self._full_until = time.monotonic() + _FULL_SECONDS
+        return found
+
+    def _look(self, reads: NDArray[np.void]) -> None:
+        """Look in the files of reads which blocks are there now, and sound where that matters."""
+        now = time.monotonic()
+        for file, is_unsure in self.blocks.touched(reads).items():
+            if now >= self._looked[file] + _LOOK_SECONDS:
+                self._looked[file] = now
+                first, before = self.blocks.first(file), self.blocks.of(file)
+                found = np.where(self._mirrors[file].words() != 0, np.maximum(before, THERE), ABSENT)
+                self.blocks.set(np.arange(first, first + len(found)), found.astype(np.uint8))
+            if is_unsure:
+                self._judge(file, reads[reads["file"] == file])
+
+    def _judge(self, file: int, reads: NDArray[np.void]) -> None:
+        """Hold blocks under reads without checksums against their own; those that are damaged are forgotten."""
+        first = self.blocks.first(file)
+        there = self.blocks.of(file)
+        asked = [block - first for block in self.blocks.lacking(reads) if there[block - first] == THERE]
+        for block, is_sound in zip(asked, self._mirrors[file].sound(asked), strict=True):
+            if is_sound:
+                self.blocks.set([first + block], SOUND)
+            else:
+                self._drop(file, [block])
+
+    def read_here(self, reads: NDArray[np.void], sizes: NDArray[np.uint64], flow: Any) -> Pending:
+        """Submit one batch of reads whose blocks are there."""
+        ends = np.array([len(reads)], np.uint64)
+        (made,) = self.local.submit(reads, ends, sizes.reshape(1, -1), flow)
+        return made
+
+    def read_through(self, reads: NDArray[np.void], sizes: NDArray[np.uint64], flow: Any) -> Pending:
+        """Submit one batch to the store behind."""
         reads = reads.copy()
-        reads["file"] = self._inner_of[np.where(reads["op"] == ZERO, 0, reads["file"])] if len(self._inner_of) else 0
+        reads["file"] = self._inner_of[np.where(reads["op"] == ZERO, 0, reads["file"])]
         (made,) = self.inner.submit(reads, np.array([len(reads)], np.uint64), sizes.reshape(1, -1), flow)
         return made
 
+    def count_passed(self, count: int) -> None:
+        """Take note of reads that the store does as they are."""
+        self._passed += count
+
     def forget(self, read: np.void) -> None:
         """Drop the blocks under one read: they are not what the store has."""
-        name, size = self._sizes[int(read["file"])]
-        first, last = (int(read["offset"]) + at for at in (0, int(read["size"]) - 1))
-        blocks = range(first // self._block, min(last, size - 1) // self._block + 1)
-        self._seen[self._base[int(read["file"])] + np.array(blocks)] = False
-        self.files.give_back(self.files.mirror(name, size).drop(blocks) * self._block)
+        file, offset, size = int(read["file"]), int(read["offset"]), int(read["size"])
+        block, count = self.blocks.block_bytes, self._mirrors[file].count
+        self._drop(file, range(offset // block, min((offset + size - 1) // block + 1, count)))
 
-    # -- the thread that keeps what comes ------------------------------------------------------------
-
-    def _fill(self) -> None:
-        """Keep the blocks of batches as they come, in order, and have the batches read."""
-        while True:
-            with self._some:
-                while not self._queue:
-                    if self._is_closed or not self._some.wait(1.0):
-                        self._filler = None
-                        return
-                batch = self._queue.popleft()
-            is_kept = self._keep(batch)
-            size = int(batch.sizes.sum())
-            try:
-                if batch.flow is not None:
-                    batch.flow.enter(size, lambda one=batch: not one.is_cancelled and not self._is_closed)
-                held = size if batch.flow is not None else 0
-                if is_kept:
-                    batch.become(self._read_here(batch, None), is_local=True, held=held)
-                else:  # the store says what is wrong, in terms of the batch's own reads
-                    batch.become(self.pass_through(batch.reads, batch.sizes, None), is_local=False, held=held)
-            except Exception as cause:  # closed meanwhile
-                batch.become(Failed(cause), is_local=False)
-            del batch
-
-    def _keep(self, batch: CachedPending) -> bool:
-        """Write what came for a batch; False if something did not come or could not be kept."""
-        written = 0
+    def _drop(self, file: int, blocks: Sequence[int]) -> None:
+        self.blocks.set([self.blocks.first(file) + block for block in blocks], ABSENT)
         try:
-            if batch.fetch is None:
-                return True
-            while not batch.fetch.wait(3600.0):
-                pass
-            if batch.fetch.failure() is not None:
-                return False
-            (data,) = batch.fetch.take()
-            for file, offset, size, place in batch.ranges:
-                mirror = self.files.mirror(*self._sizes[file])
-                for at in range(0, size, self._block):
-                    written += mirror.keep(
-                        (offset + at) // self._block, data[place + at : place + min(at + self._block, size)]
-                    )
-            return True
+            self.files.give_back(self._mirrors[file].drop(blocks) * self.blocks.block_bytes)
+        except OSError:
+            pass  # read only: they are found again, and found damaged again
+
+    def _keep(self, fill: Fill) -> None:
+        """Write what came for a batch. In the filler's thread."""
+        kept = 0
+        block_bytes = self.blocks.block_bytes
+        try:
+            if fill.fetch is None or not fill.fetch.is_done() or fill.fetch.failure() is not None:
+                return
+            (data,) = fill.fetch.take()
+            for file, offset, size, place in fill.ranges:
+                begins = range(0, size, block_bytes)
+                numbers = [(offset + at) // block_bytes for at in begins]
+                pieces = [data[place + at : place + min(at + block_bytes, size)] for at in begins]
+                mine: list[int] = []
+                try:
+                    self._mirrors[file].keep(zip(numbers, pieces, strict=True), mine)
+                finally:
+                    kept += len(mine)
+                first = self.blocks.first(file)
+                self.blocks.set([first + number for number in numbers], THERE)
+                self.blocks.set([first + number for number in mine], SOUND)
         except OSError as cause:
             self.files.stop(cause)
-            return False
         finally:
-            self.files.give_back((len(batch.blocks) - written) * self._block)
-            self._flying.difference_update(batch.blocks)
-            batch.fetch = None
+            self.files.give_back((len(fill.blocks) - kept) * block_bytes)
+            self._flying.difference_update(fill.blocks)
+            fill.fetch = None
 
     # -- small files ---------------------------------------------------------------------------------
 
@@ -336,12 +283,13 @@ class CachedStore:
         return self.inner.sizes(names)  # type: ignore[attr-defined]
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Return one range, whole file by default; whole files never change and are kept. Raises NotFound."""
-        if offset or size is not None:
+        """Return one range, whole file by default; files named by what is in them are kept whole. Raises NotFound."""
+        if offset or size is not None or _NUMBERED.fullmatch(name):
             return self.inner.read(name, offset, size)
         data = self.files.whole(name)
         if data is None:
             data = self.inner.read(name)
+            self.files.forget_whole(name)
             self.files.keep_whole(name, data)
         return data
 
@@ -356,38 +304,38 @@ class CachedStore:
     def delete(self, name: str) -> None:
         """Remove a file from the store."""
         self.inner.delete(name)
+        self.files.forget_whole(name)
 
     def counters(self) -> dict[str, int]:
-        """Return what was read: the store's own counts, and batches by where their bytes were."""
+        """Return what was read by this process: the counts of both stores together, and reads by where their bytes were.
+
+        cache_hits were there, cache_misses waited for their blocks, cache_passed came from the store as they were.
+        """
         inner: dict[str, int] = getattr(self.inner, "counters", dict)()
         here = self.local.counters()
         return {
             **{name: inner.get(name, 0) + here.get(name, 0) for name in {*inner, *here}},
-            "cache_hits": self._hits, "cache_misses": self._misses, "cache_passed": self._throughs,
+            "cache_hits": self._hits, "cache_misses": self._misses, "cache_passed": self._passed,
         }  # fmt: skip
 
     def close(self) -> None:
         """End all reads and release all files. Idempotent."""
-        self._is_closed = True
-        if self._pid == os.getpid():
-            with self._some:
-                self._some.notify_all()
+        self.is_closed = True
         self.inner.close()
-        filler = self._filler
-        if filler is not None and filler is not threading.current_thread() and self._pid == os.getpid():
-            filler.join(10.0)
+        if self._pid == os.getpid():
+            self._filler.stop()
         self.local.close()
         self.files.close()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Cross processes as a store and a folder."""
-        return _reopen, (self.inner, self._folder, self._limit, self._block)
+        return _reopen, (self.inner, self._folder, self._limit, self.blocks.block_bytes)
 
     def _here(self) -> threading.Lock:
         if self._pid != os.getpid():
             with briefly:
                 if self._pid != os.getpid():
-                    self._forget_threads()
+                    self._begin_process()
         return self._lock.here
 
 

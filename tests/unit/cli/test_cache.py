@@ -32,7 +32,7 @@ def test_a_filled_cache_serves_whole_epochs_without_a_request_for_data(
     assert main(["cache", uri, "--cache-dir", str(cache), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["records"] == 600
-    assert told["batches_not_kept"] == 0
+    assert told["reads_not_kept"] == 0
     assert told["kept_bytes"] > 0
     assert main(["cache", "--cache-dir", str(cache), "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)
@@ -74,6 +74,24 @@ def test_a_cache_of_local_files_or_without_a_folder_is_refused(
         ss.open(tmp_path / "store", **options)
 
 
+def test_what_nobody_reads_is_removed_when_asked_for(
+    served: tuple[ObjectStore, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    _, uri = served
+    cache = tmp_path / "cache"
+    assert main(["cache", uri, "--cache-dir", str(cache)]) == 0
+    with ss.open(uri, cache_dir=cache) as data:
+        assert main(["cache", "--cache-dir", str(cache), "--clear"]) == 0
+        assert "in use" in capsys.readouterr().out
+        assert data[5]["label"] == 5
+    assert main(["cache", "--cache-dir", str(cache), "--clear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert sorted(path.name for path in cache.iterdir()) == ["kept-bytes", "shufflestore-cache"]
+
+
 def test_a_folder_that_is_no_cache_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["cache", "--cache-dir", str(tmp_path)]) == 2
+    (tmp_path / "theirs.map").write_text("x")
+    for more in ([], ["--clear"]):
+        assert main(["cache", "--cache-dir", str(tmp_path), *more]) == 2
+    assert (tmp_path / "theirs.map").exists()
     assert "is no cache of shufflestore" in capsys.readouterr().err

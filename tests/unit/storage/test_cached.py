@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from shufflestore._native import crc32c
 from shufflestore.errors import NotFound, OptionError
 from shufflestore.storage.base import COPY, HAS_CRC, READ, UNKNOWN_SIZE, WIDEN, ZERO
-from shufflestore.storage.cache_files import MARKER, CacheFolder, described
+from shufflestore.storage.cache_files import CacheFolder
+from shufflestore.storage.cache_room import described
 from shufflestore.storage.cached import CachedStore
 from shufflestore.storage.posix import PosixStore
 from tests.scenes import ROOT
@@ -108,7 +109,8 @@ def test_batches_of_one_submission_share_blocks(store: CachedStore, inner: Count
         outs.append(pending.take()[0].tobytes())
     offsets = [(5, 3_900), (700, 3_100), (5, 100)]
     assert outs == [b"".join(DATA["a"][o : o + 10].tobytes() for o in two) for two in offsets]
-    assert sorted(inner.asked) == [(0, 0, 1_000), (0, 3_000, 1_000)]
+    # Each block once; on a busy machine a batch may rather be read as it is than wait.
+    assert sorted(one for one in inner.asked if one[2] == BLOCK) == [(0, 0, 1_000), (0, 3_000, 1_000)]
 
 
 def test_another_process_and_a_second_opening_find_what_is_kept(store: CachedStore, source: Path, tmp_path: Path):
@@ -142,7 +144,10 @@ def test_damage_of_the_local_files_is_healed(store: CachedStore, inner: Counting
         assert other.asked, "read from the store again"
         other.asked.clear()
         assert read(fresh, spans, checked) == right(spans)
+        other.asked.clear()
         assert read(fresh, spans, checked) == right(spans)
+        assert not other.asked, "kept again"
+    assert fresh.files.kept_bytes == BLOCK
     fresh.close()
 
 
@@ -179,19 +184,11 @@ def test_room_is_made_of_places_that_nobody_reads_and_never_of_those_in_use(sour
     new = place("new")
     read(new, [("a", 0, 10), ("a", 3_000, 10)])
     assert new.files.kept_bytes == 4 * BLOCK
-    assert [one["place"] for one in described(tmp_path / "cache")] == sorted(
-        ["busy", "new"], key=lambda uri: new.files.root.joinpath(_key(uri)).name
-    )
+    assert [one["place"] for one in described(tmp_path / "cache")] == ["busy", "new"]
     read(new, [("a", 6_000, 10)])  # no room is left: read as it is
     assert read(busy, [("a", 0, 10)]) == right([("a", 0, 10)])
     busy.close()
     new.close()
-
-
-def _key(uri: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(f"{uri}\0{BLOCK}".encode()).hexdigest()[:16]
 
 
 def test_small_files_are_kept_whole_and_missing_ones_are_not_there(store: CachedStore, source: Path):
@@ -256,8 +253,15 @@ def plans(draw: st.DrawFn) -> list[list[tuple[str, int, int, int]]]:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(plan=plans(), limit=st.sampled_from([None, 2 * BLOCK, 9 * BLOCK]))
-def test_any_submissions_equal_the_store_itself(source: Path, tmp_path_factory: Any, plan: Any, limit: int | None):
+@given(
+    plan=plans(),
+    limit=st.sampled_from([None, 0, 2 * BLOCK, 9 * BLOCK]),
+    checked=st.sampled_from([0, 2, 1]),
+    budget=st.sampled_from([None, 0, 3_000]),
+)
+def test_any_submissions_equal_the_store_itself(
+    source: Path, tmp_path_factory: Any, plan: Any, limit: int | None, checked: int, budget: int | None
+):
     plain = PosixStore(source)
     store = CachedStore(PosixStore(source), tmp_path_factory.mktemp("any"), limit, block_bytes=BLOCK)
     for _ in range(2):  # the second time from what was kept
@@ -271,12 +275,15 @@ def test_any_submissions_equal_the_store_itself(source: Path, tmp_path_factory: 
                     row = np.zeros(1, READ)
                     row["file"], row["op"], row["offset"] = each.handle(name, SIZES[name]), op, offset
                     row["size"], row["slot"] = size, slot
+                    if checked and len(rows) % checked == 0 and op != ZERO:  # all, or every other one
+                        row["flags"], row["crc"] = HAS_CRC, crc32c(DATA[name][offset : offset + size].tobytes())
                     rows.append(row)
                     slot += size * (4 if op == WIDEN["u2", "i8"] else 1)
                 ends.append(len(rows))
                 sizes.append([slot])
             reads = np.concatenate([np.zeros(0, READ), *rows])
-            pendings = each.submit(reads, np.array(ends, np.uint64), np.array(sizes, np.uint64))
+            flow = each.flow(budget)
+            pendings = each.submit(reads, np.array(ends, np.uint64), np.array(sizes, np.uint64), flow)
             outs = []
             for pending in pendings:
                 assert pending.wait(30)
@@ -324,23 +331,6 @@ def test_processes_share_one_folder_and_its_bound(source: Path, tmp_path: Path):
     kept = CacheFolder(tmp_path / "cache", str(source), limit, BLOCK)
     assert 0 < kept.kept_bytes <= limit
     kept.close()
-
-
-def test_a_process_that_is_killed_leaves_a_cache_that_serves_right_bytes(source: Path, tmp_path: Path):
-    rounds = 6
-    for i in range(rounds):
-        (child,) = _children(source, tmp_path / "cache", 10**9, 10**6, 1)
-        try:
-            child.wait(timeout=1.2 + 0.15 * i)
-        except subprocess.TimeoutExpired:
-            child.kill()
-        child.communicate()
-    store = CachedStore(PosixStore(source), tmp_path / "cache", None, block_bytes=BLOCK)
-    for checked in (True, False):
-        spans = [(name, at, 1) for name in ("a", "b") for at in range(0, SIZES[name], 97)]
-        assert read(store, spans, checked) == right(spans)
-    assert (tmp_path / "cache" / MARKER).exists()
-    store.close()
 
 
 def test_a_forked_child_reads_on(store: CachedStore):
