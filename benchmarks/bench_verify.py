@@ -65,7 +65,7 @@ def test_verify(benchmark: Any, workload: Workload, rounds: int) -> None:
     """Both an epoch a round."""
     with contextlib.ExitStack() as stack:
         comparison = prepared(workload, stack)
-        cached = warm_up(workload.store())
+        cached = warm_up(workload.store(narrow=False))
         benchmark.pedantic(
             comparison.round, setup=comparison.rest, rounds=rounds * 2 if workload.is_timed else 1, iterations=1
         )

@@ -45,7 +45,7 @@ class CLoop:
         """Find out where every record's tokens are."""
         self._size = workload.batch_size
         self._count = workload.record_count
-        root = self._store or workload.store()
+        root = self._store or workload.store(narrow=False)
         with ss.open(root) as data:
             indexes = data.reading.indexes
             places = indexes.find(np.arange(self._count))

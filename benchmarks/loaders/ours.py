@@ -62,4 +62,4 @@ class Ours:
 
 def rivals() -> list[Ours]:
     """Return our loader with and without checking what it reads."""
-    return [Ours("ours"), Ours("ours, not verifying", verify=False)]
+    return [Ours("ours", "store-wide"), Ours("ours, not verifying", "store-wide", verify=False)]

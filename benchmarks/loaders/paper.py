@@ -36,7 +36,7 @@ class Paper:
         """Open the files and find the best number of threads."""
         self._size = workload.batch_size
         self._count = workload.record_count
-        root = workload.store()
+        root = workload.store(narrow=False)
         with ss.open(root) as data:
             names = [data.reading.indexes.shards.name("data", i) for i in range(len(data.reading.indexes.shards))]
         self._files = [pa.ipc.open_file(pa.memory_map(str(root / name))) for name in names]

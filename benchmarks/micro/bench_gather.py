@@ -47,7 +47,7 @@ def _gather(store: LocalStore, resolved: Resolved) -> list[Any]:
 @pytest.fixture
 def store(request: pytest.FixtureRequest, workload: Workload) -> Iterator[LocalStore]:
     """The converted store, read by one engine."""
-    made = LocalStore(str(workload.store()), engine=request.param)
+    made = LocalStore(str(workload.store(narrow=False)), engine=request.param)
     yield made
     made.close()
 

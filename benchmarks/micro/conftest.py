@@ -31,7 +31,7 @@ def window(workload: Workload) -> Iterator[Window]:
     """4,096 shuffled ids in batches of 256; every shard's row index is in memory."""
     import shufflestore as ss
 
-    with ss.open(workload.store()) as data:
+    with ss.open(workload.store(narrow=False)) as data:
         data.reading.indexes.find(np.arange(len(data)))
         order = np.random.default_rng(0).permutation(len(data))
         ids = np.resize(order, WINDOW).astype(np.int64)
