@@ -171,8 +171,9 @@ class CachedStore:
 
     def _fill_of(self, batch: CachedPending, flow: CachedFlow | None) -> Fill | None:
         """Ask the store for blocks, neighbours together; None if nothing would come of waiting."""
+        flying = frozenset(self._flying)  # first: a block that comes meanwhile must not be fetched again
         lacking = self.blocks.lacking(batch.reads)
-        fresh = [block for block in lacking if block not in self._flying]
+        fresh = [block for block in lacking if block not in flying]
         is_shared = len(fresh) < len(lacking)
         fresh = fresh[: self._room(len(fresh))]
         if not fresh:
@@ -263,8 +264,9 @@ class CachedStore:
                 finally:
                     kept += len(mine)
                 first = self.blocks.first(file)
-                self.blocks.set([first + number for number in numbers], THERE)
-                self.blocks.set([first + number for number in mine], SOUND)
+                known = np.maximum(self.blocks.of(file)[numbers], THERE)  # of those that were there, more may be known
+                known[np.isin(numbers, mine)] = SOUND
+                self.blocks.set([first + number for number in numbers], known)
         except OSError as cause:
             self.files.stop(cause)
         finally:

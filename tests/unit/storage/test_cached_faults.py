@@ -18,7 +18,9 @@ import pytest
 
 from shufflestore.storage import cache_files
 from shufflestore.storage.base import READ
+from shufflestore.storage.cache_blocks import SOUND, reads_of_blocks
 from shufflestore.storage.cache_files import CacheFolder
+from shufflestore.storage.cache_filler import Fill
 from shufflestore.storage.cache_room import described
 from shufflestore.storage.cached import CachedStore
 from shufflestore.storage.posix import PosixStore
@@ -340,3 +342,16 @@ def test_children_forked_while_blocks_come_read_on(opened: Any):
 
         assert child_code(work, 20) == 0
         assert taken(flying[turn]) == DATA["a"][50 * turn : 50 * turn + 10].tobytes()
+
+
+def test_a_block_that_comes_twice_stays_known_as_sound(opened: Callable[..., CachedStore]):
+    store = opened()
+    assert read(store, [("a", 5, 10)], checked=False) == right([("a", 5, 10)])
+    assert store.blocks.of(0)[0] == SOUND
+    reads, ranges = reads_of_blocks([(0, 0)], [SIZES["a"]], BLOCK)
+    again = store.read_through(reads, np.array([BLOCK], np.uint64), None)
+    assert again.wait(30)
+    assert store.files.take(1, BLOCK) == 1
+    store._keep(Fill(lambda: None, None, again, [0], ranges))
+    assert store.blocks.of(0)[0] == SOUND
+    assert store.files.kept_bytes == BLOCK
