@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflestore.storage.base import SUITABLE_BYTES, WIDEN, ZERO, Pending, ReadFailure
+from shufflestore.storage.base import SUITABLE_BYTES, ZERO, Pending, ReadFailure
+from shufflestore.storage.descriptors import GROWS
 from shufflestore.storage.process import briefly
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ __all__ = ["CachedFlow", "CachedPending", "SLICE_SECONDS", "Submission"]
 
 SLICE_SECONDS: Final = 0.05
 """Between two looks for signals, or for a store that was closed."""
-_GROWS: Final = np.ones(256, np.uint64)
-"""By op: bytes in the slot for one in the file."""
-for (_source, _target), _op in WIDEN.items():
-    _GROWS[_op] = int(_target[1]) // int(_source[1])
 
 
 class CachedFlow:
@@ -203,7 +200,7 @@ class CachedPending:
             self._lacking = np.flatnonzero(~held)
             store.count_passed(len(self._lacking))
             rest = reads[self._lacking]
-            lengths = rest["size"] * _GROWS[rest["op"]]
+            lengths = rest["size"] * GROWS[rest["op"]]
             rest["slot"], rest["output"] = np.cumsum(lengths) - lengths, 0
             self._rest = store.read_through(rest, lengths.sum(keepdims=True), through_flow)
             self._local = store.read_here(reads[held], self._sizes, local_flow)
@@ -285,7 +282,7 @@ class CachedPending:
     def _put(self, outputs: list[NDArray[np.uint8]], came: NDArray[np.uint8]) -> None:
         """Put what came end to end from the store in its slots."""
         reads = self.reads[self._lacking]
-        lengths = (reads["size"] * _GROWS[reads["op"]]).tolist()
+        lengths = (reads["size"] * GROWS[reads["op"]]).tolist()
         at = 0
         for output, slot, length in zip(reads["output"].tolist(), reads["slot"].tolist(), lengths, strict=True):
             outputs[output][slot : slot + length] = came[at : at + length]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shufflestore.storage.base import COPY, HAS_CRC, READ, WIDEN, ZERO
 
-__all__ = ["check"]
+__all__ = ["GROWS", "check"]
 
 _LARGEST_OFFSET: Final = 2**63 - 1
 _SOURCE_BYTES: Final = np.zeros(256, np.uint64)
@@ -18,6 +18,8 @@ _TARGET_BYTES: Final = np.zeros(256, np.uint64)
 _SOURCE_BYTES[[COPY, ZERO]] = _TARGET_BYTES[[COPY, ZERO]] = 1
 for (_source, _target), _op in WIDEN.items():
     _SOURCE_BYTES[_op], _TARGET_BYTES[_op] = int(_source[1]), int(_target[1])
+GROWS: Final = _TARGET_BYTES // np.maximum(_SOURCE_BYTES, 1)
+"""By op: bytes in the slot for one in the file; 0 where the op is unknown."""
 
 
 def check(
@@ -50,7 +52,7 @@ def _check_each(
     size, op = reads["size"], reads["op"]
     source, is_read = _SOURCE_BYTES[op], op != ZERO
     width = np.maximum(source, 1)
-    ratio = _TARGET_BYTES[op] // width
+    ratio = GROWS[op]
     output = reads["output"].astype(np.int64)
     is_output = output < output_sizes.shape[1]
     room = output_sizes[batch, np.where(is_output, output, 0)] if output_sizes.shape[1] else np.zeros_like(size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -58,12 +57,6 @@ class Plan:
         starts = np.zeros(len(self) + 1, np.int64)
         np.cumsum(np.bincount(fetch, minlength=len(self)), out=starts[1:])
         return real[np.argsort(fetch, kind="stable")], starts
-
-    def served(self) -> list[NDArray[np.int64]]:
-        """Return, for each fetch, the indices of its reads in rising order."""
-        order, starts = self.by_fetch()
-        edges = starts.tolist()
-        return [order[a:b] for a, b in pairwise(edges)]
 
 
 def plan(
@@ -129,8 +122,7 @@ def plan(
     cut = is_new | (gap > gap_bytes)
     cut = _parted_by_size(cut, low, high, is_free, most_bytes)
     cut = _parted_by_waste(cut, low, high, gap, most_waste)
-    heads = np.flatnonzero(cut)
-    last = np.append(heads[1:], len(real)) - 1
+    heads, last = _runs(cut)
     needed = np.argsort(np.minimum.reduceat(real, heads))
     place = np.empty(len(heads), np.int64)
     place[needed] = np.arange(len(heads))
@@ -149,6 +141,12 @@ def _sorted(group: NDArray[np.int64], file: NDArray[np.int64], begin: NDArray[np
         return np.lexsort((begin, file, group))
     order: NDArray[np.int64] = np.argsort((group << (file_bits + begin_bits)) | (file << begin_bits) | begin)
     return order
+
+
+def _runs(cut: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the runs begin that cuts make, and the last entry of each."""
+    heads = np.flatnonzero(cut)
+    return heads, np.append(heads[1:], len(cut)) - 1
 
 
 def _fresh(low: NDArray[np.int64], high: NDArray[np.int64], is_head: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -176,8 +174,7 @@ def _parted_by_size(
     most_bytes: int,
 ) -> NDArray[np.bool_]:
     """Cut runs that are longer than `most_bytes`, as late as fits, where no read crosses."""
-    heads = np.flatnonzero(cut)
-    last = np.append(heads[1:], len(cut)) - 1
+    heads, last = _runs(cut)
     is_long = high[last] - low[heads] > most_bytes
     if not is_long.any():
         return cut
@@ -206,8 +203,7 @@ def _parted_by_waste(
     most_waste: float,
 ) -> NDArray[np.bool_]:
     """Cut at every gap the runs that would read too much for what is used of it."""
-    heads = np.flatnonzero(cut)
-    last = np.append(heads[1:], len(cut)) - 1
+    heads, last = _runs(cut)
     held = np.add.reduceat(_fresh(low, high, cut), heads)
     is_wasteful = high[last] - low[heads] > most_waste * held
     parted: NDArray[np.bool_] = cut | (is_wasteful[np.cumsum(cut) - 1] & (gap > 0))

@@ -10,18 +10,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflestore.storage.base import COPY, HAS_CRC, READ, WIDEN, ZERO, Pending, ReadFailure
+from shufflestore.storage.base import COPY, HAS_CRC, WIDEN, ZERO, Pending, ReadFailure
+from shufflestore.storage.descriptors import check
 from shufflestore.storage.folder import Folder, pread_fully
 
 __all__ = ["PosixPending", "PosixStore"]
 
 _WIDENED: Final = {op: pair for pair, op in WIDEN.items()}
-_LARGEST_OFFSET: Final = 2**63 - 1
 
 
 def _python_crc32c() -> Callable[[bytes | memoryview], int]:
@@ -86,7 +86,7 @@ class PosixStore(Folder):
         if self._is_closed:
             raise ValueError(f"{self.uri}: the store is closed")
         reads = reads.copy()
-        _validate(reads, ends, output_sizes, len(self._paths))
+        check(reads, ends, output_sizes, len(self._paths))
         begins = [0, *ends.tolist()][: len(ends)]
         made = [
             PosixPending(self._paths, reads[begin:end], sizes)
@@ -228,48 +228,3 @@ def _read_range(path: str, size: int, offset: int) -> bytes:
         return pread_fully(fd, size, offset)
     finally:
         os.close(fd)
-
-
-def _validate(
-    reads: NDArray[np.void], ends: NDArray[np.uint64], output_sizes: NDArray[np.uint64], file_count: int
-) -> None:
-    """Raise ValueError for the first thing that is wrong with a submission."""
-    if reads.dtype != READ or reads.ndim != 1 or ends.ndim != 1 or output_sizes.ndim != 2:
-        raise ValueError(f"reads {reads.dtype}{reads.shape}, ends {ends.shape}, output_sizes {output_sizes.shape}")
-    if len(output_sizes) != len(ends):
-        raise ValueError(f"output_sizes has {len(output_sizes)} rows, but there are {len(ends)} batches")
-    bounds = [0, *ends.tolist()]
-    if bounds != sorted(bounds) or bounds[-1] != len(reads):
-        raise ValueError(f"ends must rise and end at the {len(reads)} reads, not {ends.tolist()[:10]}")
-    for batch, sizes in enumerate(output_sizes.tolist()):
-        for index in range(bounds[batch], bounds[batch + 1]):
-            read = dict(zip(cast("tuple[str, ...]", READ.names), reads[index].item(), strict=True))
-            if why := _wrong(read, sizes, file_count):
-                raise ValueError(f"read {index} (batch {batch}): {why}")
-
-
-def _wrong(read: dict[str, int], sizes: Sequence[int], file_count: int) -> str | None:
-    """Say what is wrong with one descriptor, None where nothing is."""
-    op, size, ratio = read["op"], read["size"], 1
-    if read["flags"] & ~HAS_CRC:
-        return f"flags {read['flags']} have bits that mean nothing"
-    if read["output"] >= len(sizes):
-        return f"output {read['output']} is not one of the {len(sizes)} of a batch"
-    if op not in (COPY, ZERO):
-        if op not in _WIDENED:
-            return f"op {op} is unknown"
-        source, target = (int(kind[1]) for kind in _WIDENED[op])
-        if size % source:
-            return f"size {size} is no multiple of the {source} bytes of an integer that op {op} widens"
-        ratio = target // source
-    if op != ZERO:
-        if read["file"] >= file_count:
-            return f"file {read['file']} is not one of the {file_count} that are registered"
-        if read["offset"] + size > _LARGEST_OFFSET:
-            return f"file bytes [{read['offset']}, {read['offset']} + {size}) pass the largest offset, 2^63 - 1"
-    if read["slot"] + size * ratio > sizes[read["output"]]:
-        return (
-            f"slot [{read['slot']}, {read['slot']} + {size * ratio}) reaches outside output {read['output']} of "
-            f"{sizes[read['output']]} bytes"
-        )
-    return None

@@ -6,13 +6,14 @@ import errno
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflestore._native import crc32c
-from shufflestore.storage.base import COPY, HAS_CRC, WIDEN, ZERO, ReadFailure
+from shufflestore._native import place
+from shufflestore.storage.base import ZERO, ReadFailure
 from shufflestore.storage.plan import plan
 from shufflestore.storage.remote_client import Answer
 from shufflestore.storage.remote_engine import GAVE_WAY
@@ -29,7 +30,6 @@ MOST_AHEAD_BYTES: Final = 256 << 20
 """The same where the records are so large that fewer bytes would not keep all requests busy."""
 MOST_WASTE: Final = 8.0
 """Bytes fetched for a byte used: reads that lie near each other are one request only where it costs no more than this."""
-_WIDENED: Final = {op: (f"<{source}", f"<{target}") for (source, target), op in WIDEN.items()}
 
 
 class RemoteFlow:
@@ -96,16 +96,31 @@ class Batch:
 class Fetch:
     """One range of one object, and the reads of a batch that it serves."""
 
-    __slots__ = ("batch", "found", "number", "offset", "reader", "reads", "size")
+    __slots__ = ("batch", "found", "indexes", "number", "offset", "reader", "reads", "size")
 
-    def __init__(self, reader: Reader, batch: Batch, number: int, offset: int, size: int) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        batch: Batch,
+        indexes: NDArray[np.int64],
+        reads: NDArray[np.void],
+        span: tuple[int, int],
+    ) -> None:
+        """Keep what is to be fetched, and for whom.
+
+        Args:
+            reader: Of the store.
+            batch: Whose reads they are.
+            indexes: (n,) of the reads in the batch.
+            reads: (n,) of READ, contiguous, all of one object.
+            span: (offset, size) in it that holds them all.
+        """
         self.reader = reader
         self.batch = batch
-        self.number = number
-        self.offset = offset
-        self.size = size
-        self.reads: list[tuple[int, tuple[int, ...]]] = []
-        """(index in the batch, the fields of its READ)."""
+        self.indexes = indexes
+        self.reads = reads
+        self.number = int(reads["file"][0])
+        self.offset, self.size = span
         self.found: tuple[int, int] = (0, 0)
         """(index in `reads`, what was there) of a short read or a wrong checksum."""
 
@@ -119,53 +134,41 @@ class Fetch:
         outputs = self.batch.outputs
         if outputs is None or not request.claim.acquire(blocking=False):
             return GAVE_WAY  # nobody wants it any more, or another copy is at work
-        for position, (_, read) in enumerate(self.reads):
-            begin = read[0] - self.offset
-            span = came[begin : begin + read[2]]
-            if read[7] & HAS_CRC and (found := crc32c(span)) != read[4]:
-                self.found = position, found
-                request.claim.release()
-                return Answer("checksum", f"{len(came):,} bytes came, but not those that were written")
-            _place(span, read, outputs)
-        return None
+        rows = self.reads.view(np.uint64).reshape(-1, 5)
+        wrong = place(came, self.offset, rows, outputs)
+        if wrong is None:
+            return None
+        self.found = wrong
+        request.claim.release()
+        return Answer("checksum", f"{len(came):,} bytes came, but not those that were written")
 
     def _find_short(self) -> None:
         """Note which read passes the end of the object, and how much of it is there."""
         end = self.reader.known_size(self.number)
-        for position, (_, read) in enumerate(self.reads):
-            if read[0] + read[2] > end:
-                self.found = position, max(end - read[0], 0)
+        for position, (offset, size) in enumerate(self.reads[["offset", "size"]].tolist()):
+            if offset + size > end:
+                self.found = position, max(end - offset, 0)
                 return
 
     def settle(self, answer: Answer | None, attempts: int) -> None:
         """Count down the batch; the engine's lock is held."""
         if answer is not None:
             self.batch.fail(self._failure(answer, f"{answer.text} ({attempts} attempts)"))
-        self.reader.settled(self.batch, sum(read[2] for _, read in self.reads) if answer is None else 0)
+        self.reader.settled(self.batch, int(self.reads["size"].sum()) if answer is None else 0)
 
     def _failure(self, answer: Answer, text: str) -> ReadFailure:
         position, found = self.found
+        index = int(self.indexes[position])
         if answer.kind == "checksum":
-            index, read = self.reads[position]
-            return ReadFailure(index, "checksum", 0, read[4], found)
+            return ReadFailure(index, "checksum", 0, int(self.reads["crc"][position]), found)
         if answer.kind == "beyond":
-            index, read = self.reads[position]
-            return ReadFailure(index, "short", 0, read[2], found)
-        index = self.reads[0][0]
+            return ReadFailure(index, "short", 0, int(self.reads["size"][position]), found)
+        index = int(self.indexes[0])
         if answer.kind == "missing":
             return ReadFailure(index, "errno", errno.ENOENT, 0, 0, text)
         if answer.kind in ("changed", "closed"):
             return ReadFailure(index, answer.kind, 0, 0, 0, text)
         return ReadFailure(index, "remote", 0, 0, 0, text)
-
-
-def _place(span: memoryview, read: tuple[int, ...], outputs: Sequence[NDArray[np.uint8]]) -> None:
-    """Copy one read's bytes into its slot, widened if need be."""
-    slot, op, came = read[1], read[6], np.frombuffer(span, np.uint8)
-    if op != COPY:
-        source, target = _WIDENED[op]
-        came = came.view(source).astype(target).view(np.uint8)
-    outputs[read[5]][slot : slot + len(came)] = came
 
 
 class RemotePending:
@@ -215,20 +218,21 @@ class RemotePending:
 
 def requests_of(reader: Reader, reads: NDArray[np.void], batches: Sequence[Batch], batch_of: NDArray[np.int64]) -> None:
     """Give each batch its requests: ranges of one object that lie near each other are one."""
-    size = reads["size"]
     first = np.searchsorted(batch_of, np.arange(len(batches)))
-    rows: list[Any] = reads.tolist()
-    for i in np.flatnonzero((reads["op"] == ZERO) & (size > 0)).tolist():
-        batches[batch_of[i]].zeros.append((rows[i][5], rows[i][1], rows[i][2]))
+    zeros = np.flatnonzero((reads["op"] == ZERO) & (reads["size"] > 0))
+    for batch, zero in zip(batch_of[zeros].tolist(), reads[zeros][["output", "slot", "size"]].tolist(), strict=True):
+        batches[batch].zeros.append(zero)
     planned = plan(
         reads, group_of=batch_of, gap_bytes=reader.options.gap_bytes, most_bytes=reader.options.most_bytes,
         most_waste=MOST_WASTE, block_bytes=1, file_sizes=None,
     )  # fmt: skip
-    ranges = zip(planned.file.tolist(), planned.offset.tolist(), planned.size.tolist(), planned.served(), strict=True)
-    for file, offset, length, served in ranges:
-        batch = batches[batch_of[served[0]]]
-        fetch = Fetch(reader, batch, file, offset, length)
-        fetch.reads = [(i - int(first[batch_of[i]]), rows[i]) for i in served.tolist()]
-        batch.requests.append(Request(fetch, length))
+    order, starts = planned.by_fetch()
+    sorted_reads, number = reads[order], batch_of[order]
+    indexes = order - first[number]
+    spans = zip(planned.offset.tolist(), planned.size.tolist(), strict=True)
+    for (begin, end), span in zip(pairwise(starts.tolist()), spans, strict=True):
+        batch = batches[number[begin]]
+        fetch = Fetch(reader, batch, indexes[begin:end], sorted_reads[begin:end], span)
+        batch.requests.append(Request(fetch, span[1]))
     for batch in batches:
         batch.left = len(batch.requests)
