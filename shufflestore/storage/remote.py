@@ -18,11 +18,12 @@ from shufflestore.storage.commit import TEMPORARY
 from shufflestore.storage.descriptors import check
 from shufflestore.storage.process import ProcessLock, briefly
 from shufflestore.storage.remote_batches import RemoteFlow
-from shufflestore.storage.remote_client import Answer, client_for, options_of
+from shufflestore.storage.remote_client import Answer, options_of
 from shufflestore.storage.remote_reader import Reader
+from shufflestore.storage.upload import Bucket
 from shufflestore.storage.uri import place_of
 
-__all__ = ["RemoteStore", "client_for"]
+__all__ = ["RemoteStore"]
 
 _ONE_REQUEST_BYTES: Final = 64 << 20
 """A whole object beyond this is read in parts of `most_bytes`, side by side."""
@@ -49,7 +50,8 @@ class RemoteStore:
         self.uri = self._place.uri
         self._storage_options = dict(storage_options or {})
         self._options = options_of(storage_options)
-        client_for(uri, storage_options)  # wrong options are told here, not at the first read
+        self._bucket = Bucket(uri, storage_options)
+        """For what changes the store. Wrong options are told here, not at the first read."""
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
         self._is_closed = False
@@ -165,21 +167,8 @@ class RemoteStore:
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Publish a small object; False, and nothing changed, if the name is taken."""
-        reader = self._reader()
-        key = reader.key(self._check(name))
-        tried: list[None] = []
-
-        def put() -> Any:
-            tried.append(None)
-            return reader.attempt(key, lambda library, client: library.put(client, key, data, mode="create"))
-
-        (found,) = reader.ask(put)
-        if isinstance(found, Answer):
-            if found.kind not in ("exists", "changed"):
-                raise self._error(name, found)
-            # The reply to an earlier attempt may have been lost: then what is there is ours.
-            return len(tried) > 1 and self.read(name) == data
-        return True
+        self._reader()  # or the store is closed
+        return self._bucket.create(self._check(name), data)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the names that begin with `prefix`, sorted, temporary files left out.
@@ -209,11 +198,8 @@ class RemoteStore:
 
     def delete(self, name: str) -> None:
         """Remove an object; a missing one is no error."""
-        reader = self._reader()
-        key = reader.key(self._check(name))
-        (found,) = reader.ask(lambda: reader.attempt(key, lambda library, client: library.delete(client, key)))
-        if isinstance(found, Answer) and found.kind != "missing":
-            raise self._error(name, found)
+        self._reader()  # or the store is closed
+        self._bucket.delete(self._check(name))
 
     # -- life --------------------------------------------------------------------------------------
 
