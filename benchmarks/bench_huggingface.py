@@ -12,7 +12,6 @@ import contextlib
 import os
 import shutil
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from benchmarks.harness.workload import (
     labels_of,
     lengths_of,
 )
+from benchmarks.loaders import rate_of
 from benchmarks.loaders.torch_huggingface import TorchOver
 from shufflestore.dataset.stream import Stream, planned
 from shufflestore.loader.huggingface import recognise
@@ -93,14 +93,7 @@ class Torch(TorchOver):
         self.workers = max(self.trials, key=lambda count: self.trials[count])
 
     def _trial(self, workers: int) -> float:
-        iterator = iter(self._loader(workers))
-        next(iterator)
-        records, start = 0, time.perf_counter()
-        for batch in iterator:
-            records += len(label_of(batch))
-            if time.perf_counter() - start > TRIAL_SECONDS:
-                break
-        return records / (time.perf_counter() - start)
+        return rate_of(iter(self._loader(workers)), TRIAL_SECONDS, label_of)
 
     def labels(self, batch: Any) -> Any:
         """Return the labels."""

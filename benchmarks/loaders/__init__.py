@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any, Protocol
 
 from benchmarks.harness.audit import Opened
 from benchmarks.harness.workload import Workload
 
-__all__ = ["Rival", "all_rivals"]
+__all__ = ["Rival", "Triples", "all_rivals", "rate_of"]
 
 
 class Rival(Protocol):
@@ -44,6 +46,31 @@ class Rival(Protocol):
     def close(self) -> None:
         """Release everything."""
         ...
+
+
+class Triples:
+    """The part of rivals whose batches are (labels, values, offsets)."""
+
+    is_reused = False
+
+    def labels(self, batch: Any) -> Any:
+        """Return the labels."""
+        return batch[0]
+
+    def opened(self, batch: Any) -> Opened:
+        """Return the tensors."""
+        return Opened(*batch)
+
+
+def rate_of(batches: Iterator[Any], seconds: float, labels: Callable[[Any], Any] = itemgetter(0)) -> float:
+    """Return the records a second of an epoch's beginning, from the second batch on: for finding the best settings."""
+    next(batches)
+    records, start = 0, time.perf_counter()
+    for batch in batches:
+        records += len(labels(batch))
+        if time.perf_counter() - start > seconds:
+            break
+    return records / (time.perf_counter() - start)
 
 
 def all_rivals() -> dict[str, Rival]:

@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness.audit import Opened
 from benchmarks.harness.workload import Workload
+from benchmarks.loaders import Triples
 
 __all__ = ["rivals"]
 
 
-class Bagz:
+class Bagz(Triples):
     """`Reader.read_indices` of a shuffled batch, uncompressed; a record is its label and its tokens."""
 
     name = "bagz"
     is_slow = True
-    is_reused = False
 
     def prepare(self, workload: Workload) -> None:
         """Open the file."""
@@ -41,14 +40,6 @@ class Bagz:
         labels = torch.from_numpy(np.concatenate([record[:2] for record in records]).view(np.int64))
         ends = np.concatenate([[0], np.cumsum([len(record) - 2 for record in records])])
         return labels, torch.from_numpy(np.concatenate([record[2:] for record in records])), torch.from_numpy(ends)
-
-    def labels(self, batch: Any) -> Any:
-        """Return the labels."""
-        return batch[0]
-
-    def opened(self, batch: Any) -> Opened:
-        """Return the tensors."""
-        return Opened(*batch)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.harness.audit import Opened
 from benchmarks.harness.workload import Workload
+from benchmarks.loaders import Triples, rate_of
 
 __all__ = ["rivals"]
 
@@ -31,12 +30,11 @@ def _rows(batch: Any) -> list[tuple[int, Any]]:
     return [(labels[i], values[ends[i] : ends[i + 1]]) for i in range(len(labels))]
 
 
-class Lance:
+class Lance(Triples):
     """Rows that the data set yields one by one, put together into batches."""
 
     name = "LanceDB StreamingDataset"
     is_slow = True
-    is_reused = False
 
     def prepare(self, workload: Workload) -> None:
         """Open the table, and find the best settings."""
@@ -46,7 +44,7 @@ class Lance:
         self._table = lancedb.connect(str(path)).open_table("tokens")
         self._size = workload.batch_size
         trials = [(max(rows // workload.scale, 4), depth) for rows, depth in TRIALS]
-        self.trials = {trial: self._trial(*trial) for trial in trials}
+        self.trials = {trial: rate_of(self._batches(0, *trial), _TRIAL_SECONDS) for trial in trials}
         self._best = max(self.trials, key=lambda trial: self.trials[trial])
 
     def batches(self, epoch: int) -> Iterator[Any]:
@@ -65,24 +63,6 @@ class Lance:
             ends = np.concatenate([[0], np.cumsum([len(tokens) for _, tokens in held])])
             labels = torch.from_numpy(np.array([label for label, _ in held]))
             yield labels, torch.from_numpy(np.concatenate([tokens for _, tokens in held])), torch.from_numpy(ends)
-
-    def _trial(self, rows: int, depth: int) -> float:
-        iterator = self._batches(0, rows, depth)
-        next(iterator)
-        records, start = 0, time.perf_counter()
-        for batch in iterator:
-            records += len(batch[0])
-            if time.perf_counter() - start > _TRIAL_SECONDS:
-                break
-        return records / (time.perf_counter() - start)
-
-    def labels(self, batch: Any) -> Any:
-        """Return the labels."""
-        return batch[0]
-
-    def opened(self, batch: Any) -> Opened:
-        """Return the tensors."""
-        return Opened(*batch)
 
     def close(self) -> None:
         """Let go of the table."""

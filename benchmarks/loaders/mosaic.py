@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import time
 import types
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness.audit import Opened
 from benchmarks.harness.workload import Workload
+from benchmarks.loaders import Triples, rate_of
 
 __all__ = ["rivals"]
 
@@ -30,19 +29,18 @@ def _collate(records: Sequence[dict[str, Any]]) -> Any:
     return labels, torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(ends)
 
 
-class Mosaic:
+class Mosaic(Triples):
     """torch's DataLoader over their `StreamingDataset`."""
 
     name = "MosaicML Streaming"
     is_slow = True
-    is_reused = False
 
     def prepare(self, workload: Workload) -> None:
         """Find the best worker count."""
         _without_torchvision()
         self._path = workload.once("mds", lambda place: _build(place, workload))
         self._size = workload.batch_size
-        self.trials = {workers: self._trial(workers) for workers in WORKERS}
+        self.trials = {workers: rate_of(self._batches(0, workers), _TRIAL_SECONDS) for workers in WORKERS}
         self._workers = max(self.trials, key=lambda count: self.trials[count])
 
     def batches(self, epoch: int) -> Iterator[Any]:
@@ -58,24 +56,6 @@ class Mosaic:
             local=str(self._path), shuffle=True, shuffle_algo="naive", shuffle_seed=epoch + 1, batch_size=self._size
         )
         return iter(torch.utils.data.DataLoader(data, self._size, num_workers=workers, collate_fn=_collate))
-
-    def _trial(self, workers: int) -> float:
-        iterator = self._batches(0, workers)
-        next(iterator)
-        records, start = 0, time.perf_counter()
-        for batch in iterator:
-            records += len(batch[0])
-            if time.perf_counter() - start > _TRIAL_SECONDS:
-                break
-        return records / (time.perf_counter() - start)
-
-    def labels(self, batch: Any) -> Any:
-        """Return the labels."""
-        return batch[0]
-
-    def opened(self, batch: Any) -> Opened:
-        """Return the tensors."""
-        return Opened(*batch)
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness.audit import Opened
 from benchmarks.harness.workload import Workload
+from benchmarks.loaders import Triples
 
 __all__ = ["rivals"]
 
 
-class NumpyMemmap:
+class NumpyMemmap(Triples):
     """Slices concatenated into jagged tensors. The permutation is made outside the clock."""
 
     name = "numpy memmap loop"
     is_slow = False
-    is_reused = False
 
     def prepare(self, workload: Workload) -> None:
         """Map the tokens; offsets and labels are in memory."""
@@ -44,14 +43,6 @@ class NumpyMemmap:
             ends = np.zeros(len(ids) + 1, np.int64)
             np.cumsum(stops - starts, out=ends[1:])
             yield torch.from_numpy(self._labels[ids]), torch.from_numpy(values), torch.from_numpy(ends)
-
-    def labels(self, batch: Any) -> Any:
-        """Return the labels."""
-        return batch[0]
-
-    def opened(self, batch: Any) -> Opened:
-        """Return the tensors."""
-        return Opened(*batch)
 
     def close(self) -> None:
         """Let go of the map."""

@@ -6,7 +6,6 @@ cuts its row out and copies it. The batch leaves when its last sample has come, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -16,8 +15,8 @@ import pyarrow as pa
 import torch
 
 import shufflestore as ss
-from benchmarks.harness.audit import Opened
 from benchmarks.harness.workload import Workload
+from benchmarks.loaders import Triples, rate_of
 
 __all__ = ["rivals"]
 
@@ -25,12 +24,11 @@ THREADS = (2, 8, 32)
 _TRIAL_SECONDS = 1.0
 
 
-class Paper:
+class Paper(Triples):
     """One fetch a sample from Arrow files (those of the converted store), as completed."""
 
     name = "the paper's method"
     is_slow = True
-    is_reused = False
 
     def prepare(self, workload: Workload) -> None:
         """Open the files and find the best number of threads."""
@@ -78,20 +76,7 @@ class Paper:
 
     def _trial(self, threads: int) -> float:
         self._start(threads)
-        records, start = 0, time.perf_counter()
-        for batch in self.batches(0):
-            records += len(batch[0])
-            if time.perf_counter() - start > _TRIAL_SECONDS:
-                break
-        return records / (time.perf_counter() - start)
-
-    def labels(self, batch: Any) -> Any:
-        """Return the labels."""
-        return batch[0]
-
-    def opened(self, batch: Any) -> Opened:
-        """Return the tensors."""
-        return Opened(*batch)
+        return rate_of(self.batches(0), _TRIAL_SECONDS)
 
     def close(self) -> None:
         """End the threads."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from benchmarks.harness.audit import Opened
 from benchmarks.harness.workload import Workload
+from benchmarks.loaders import rate_of
 from benchmarks.loaders.huggingface_take import jagged
 
 __all__ = ["rivals"]
@@ -79,14 +79,7 @@ class TorchOver:
         return DataLoader(self._data, self._size, shuffle=True, num_workers=workers, collate_fn=self._collate)
 
     def _trial(self, workers: int) -> float:
-        iterator = iter(self._loader(workers))
-        records = -len(next(iterator)[0])
-        start = time.perf_counter()
-        for batch in iterator:
-            records += len(batch[0])
-            if time.perf_counter() - start > _TRIAL_SECONDS:
-                break
-        return records / (time.perf_counter() - start)
+        return rate_of(iter(self._loader(workers)), _TRIAL_SECONDS, self.labels)
 
     def labels(self, batch: Batch) -> torch.Tensor:
         """Return the labels."""
