@@ -75,9 +75,7 @@ def test_cold(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path, s
     reads = tmp_path / "reads"
     list_of_reads(store, reads, 1_000_000, 1)
     with raw_reads() as program:
-        raw: list[Contender] = [
-            Raw(*how, program, reads, LIMIT_BYTES, seconds) for how in (RAW if workload.is_timed else RAW[:1])
-        ]
+        raw: list[Contender] = [Raw(*how, program, reads, LIMIT_BYTES, seconds) for how in RAW]
         others, killed = _survivors(others, part)
         loaders: list[Contender] = [Cold(name, part, LIMIT_BYTES, seconds) for name in (*OURS, *others)]
         comparison = _measured(benchmark, [*raw, *loaders], "ours, cold", part, rounds)

@@ -93,7 +93,7 @@ void ring(unsigned depth, bool direct) {
   unsigned *const head = word(cq, p.cq_off.head), *const done = word(cq, p.cq_off.tail);
   const unsigned mask = *word(sq, p.sq_off.ring_mask), ended = *word(cq, p.cq_off.ring_mask);
   auto* const found = reinterpret_cast<io_uring_cqe*>(cq + p.cq_off.cqes);
-  const std::uint64_t slot = g_largest + 2 * kBlock;
+  const std::uint64_t slot = (g_largest / kBlock + 3) * kBlock;  // aligned, with a block of room at each end
   char* const to = memory(slot * depth);
   std::vector<unsigned> idle;
   std::vector<std::size_t> of(depth);
