@@ -69,15 +69,18 @@ def test_cold(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path, s
     seconds = SECONDS if workload.is_timed else 0.2
     parts = [name.strip() for name in os.environ.get("SHUFFLESTORE_BENCH_RIVALS", "").split(",") if name.strip()]
     others = [n for n in OTHERS if n in all_rivals() and (not parts or any(p in n for p in parts))]
-    if not workload.is_timed:
-        others = others[:1]
+    ours = OURS
+    if not workload.is_timed:  # every process of its own begins with seconds of imports
+        ours, others = OURS[:1], others[: int(size == min(SIZES))]
     store = part.store()
     reads = tmp_path / "reads"
     list_of_reads(store, reads, 1_000_000, 1)
     with raw_reads() as program:
-        raw: list[Contender] = [Raw(*how, program, reads, LIMIT_BYTES, seconds) for how in RAW]
-        others, killed = _survivors(others, part)
-        loaders: list[Contender] = [Cold(name, part, LIMIT_BYTES, seconds) for name in (*OURS, *others)]
+        raw: list[Contender] = [
+            Raw(*how, program, reads, LIMIT_BYTES, seconds, is_cold=workload.is_timed) for how in RAW
+        ]
+        others, killed = _survivors(others, part) if workload.is_timed else (others, [])
+        loaders: list[Contender] = [Cold(name, part, LIMIT_BYTES, seconds) for name in (*ours, *others)]
         comparison = _measured(benchmark, [*raw, *loaders], "ours, cold", part, rounds)
     rows = comparison.rows()
     report = Report(

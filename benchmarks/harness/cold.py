@@ -159,7 +159,8 @@ def _child(what: dict[str, Any]) -> None:
         base = anonymous_bytes()
         peak = _Peak()
         rival.prepare(workload)
-        empty_page_cache()
+        if workload.is_timed:
+            empty_page_cache()
         labels, kept = [], []
         most_kept = max(16 // workload.scale, 1)  # they count as memory of the contender
         iterator = rival.batches(what["round"])
@@ -251,6 +252,8 @@ class Raw:
     reads: Path
     limit_bytes: int
     seconds: float
+    is_cold: bool = True
+    """Whether the page cache is emptied before."""
 
     @property
     def name(self) -> str:
@@ -261,7 +264,8 @@ class Raw:
         """Run it once."""
         group = Group(self.limit_bytes)
         try:
-            empty_page_cache()
+            if self.is_cold:
+                empty_page_cache()
             command = [
                 str(self.program),
                 str(self.reads),
