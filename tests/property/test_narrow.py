@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 import shufflestore as ss
@@ -99,7 +99,8 @@ def check(seed: int, folder: Path) -> None:
     ids = [r.randrange(first) for _ in range(r.choice((1, 30)))] if first else []
     taken = dataset.take(ids)
     assert taken.schema.equals(schema)
-    assert taken.to_pylist() == whole.take(pa.array(ids, pa.int64())).to_pylist()
+    literal = whole.to_pylist()  # not pyarrow's take, which misreads fixed lists of fixed lists in a slice
+    assert taken.to_pylist() == [literal[i] for i in ids]
     wide = {name: f"{name[0]}8" for name in INTEGERS if name[-2:] != "64"}
     columns = dataset.columns_at(np.array(ids, np.int64), dataset.projection(widen=wide))
     assert {n: c.to_arrow().to_pylist() for n, c in columns.items()} == taken.to_pydict()
@@ -109,7 +110,8 @@ def check(seed: int, folder: Path) -> None:
     assert verify(store).is_sound
 
 
-@settings(max_examples=150)
+# Seeds do not shrink.
+@settings(max_examples=150, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(seed=st.integers(0, 2**32))
 @example(seed=0)
 def test_every_width_comes_back_and_is_the_smallest_that_holds_its_shard(seed):

@@ -50,8 +50,9 @@ class _Split:
 
     @lazy
     def batches(self) -> list[pa.RecordBatch]:
-        """The table's batches."""
-        return [batch for batch in self.table.to_batches() if batch.num_rows]
+        """The table's batches, in a form that pyarrow's take reads right."""
+        batches = [batch for batch in self.table.to_batches() if batch.num_rows]
+        return [pa.concat_batches([b]) if any(map(_misread, b.columns)) else b for b in batches]
 
     @lazy
     def starts(self) -> np.ndarray[Any, Any]:
@@ -158,6 +159,17 @@ class HuggingFaceSource:
         marks = [(split.name, split.count, split.mark) for split in self._splits]
         text = json.dumps([self.kind, self._options.to_json(), marks], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _misread(array: pa.Array) -> bool:
+    """Whether take returns wrong values: fixed lists of fixed lists that begin within their buffers (pyarrow 26)."""
+    if pa.types.is_struct(array.type):
+        return any(_misread(array.field(i)) for i in range(array.type.num_fields))
+    offsets = []
+    while pa.types.is_fixed_size_list(array.type):
+        offsets.append(array.offset)
+        array = array.values
+    return len(offsets) > 1 and any(offsets)
 
 
 def _gather(split: _Split, rows: np.ndarray[Any, Any]) -> list[pa.RecordBatch]:

@@ -122,3 +122,12 @@ def test_an_iterable_dict_is_refused_with_the_next_step():
     streams = datasets.IterableDatasetDict(train=datasets.Dataset(TABLE).to_iterable_dataset())
     with pytest.raises(SourceError, match="one by one"):
         detect(streams)
+
+
+def test_a_shuffled_part_of_a_table_of_matrices_is_read_right():
+    """pyarrow's take returns wrong values for fixed lists of fixed lists of a slice."""
+    rows = [{"m": [[i, -i], [i + 1, 9]], "s": {"m": [[i, i], [0, i]]}} for i in range(20)]
+    matrix = pa.list_(pa.list_(pa.int16(), 2), 2)
+    table = pa.Table.from_pylist(rows, pa.schema([("m", matrix), ("s", pa.struct([("m", matrix)]))]))
+    source = detect(datasets.Dataset(table.slice(5)).select([3, 0, 14, 3]))
+    assert read(source) == [rows[5 + i] for i in (3, 0, 14, 3)]
