@@ -84,15 +84,17 @@ def test_cold(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path, s
         comparison = _measured(benchmark, [*raw, *loaders], "ours, cold", part, rounds)
     rows = comparison.rows()
     report = Report(
-        f"cold-{size}kb", f"Cold reads of {size} KB records, memory far below the data", COMMAND, "ours, cold", rows
-    )
+        f"cold-{size}kb-read-ahead-{(ahead := _read_ahead(store))}kb",
+        f"Cold reads of {size} KB records, memory far below the data, device read-ahead {ahead} KB",
+        COMMAND, "ours, cold", rows,
+    )  # fmt: skip
     report.figures = list(_figures(comparison, [one.name for one in raw], others, size))
     for row in rows:
         if row.get("read_per_used"):
             report.notes[f"bytes read per byte used, {row['name']}"] = round(row["read_per_used"], 2)
     report.notes |= {
         "records": part.record_count, "memory of a contender, MB": LIMIT_BYTES >> 20, "seconds each": seconds,
-        "device read-ahead, KB": _read_ahead(store), **comparison.notes,
+        "device read-ahead, KB": ahead, **comparison.notes,
         **{f"{name}": "killed by the system for its memory" for name in killed},
     }  # fmt: skip
     if workload.is_timed:

@@ -1,9 +1,9 @@
-"""Reading from an object store that takes 10 ms a request: ours beside a bare obstore loop of the same reads.
+"""Reading from an object store: ours beside a bare obstore loop, and a cached epoch beside the same files on disk.
 
     python -m pytest benchmarks/bench_object_store.py --benchmark-enable -s
 
 The store is `benchmarks.harness.object_store`, a process of its own on the same machine. Every batch is checked against
-its checksums; the bare loop checks nothing and puts nothing together.
+its checksums; the bare loop checks nothing and puts nothing together. A request takes 10 ms.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _opened(server: ObjectStore, store: Path, **options: Any) -> Any:
 
 
 @dataclass
-class Remote:
-    """Our loader over the store, an epoch a round; in the steady state alone, or from its first request to its end."""
+class Ours:
+    """Our loader, an epoch a round; in the steady state alone, or from its first request to its end."""
 
     name: str
     data: Any
@@ -126,9 +126,9 @@ def test_object_store(benchmark: Any, workload: Workload, rounds: int, in_flight
         merging = _opened(server, store, max_in_flight=in_flight)
         contenders = [
             _bare(server, store, data, in_flight),
-            Remote("ours, between its ends", data, False),
-            Remote("ours, the whole epoch", data, True),
-            Remote("ours, neighbours merged", merging, True),
+            Ours("ours, between its ends", data, False),
+            Ours("ours, the whole epoch", data, True),
+            Ours("ours, neighbours merged", merging, True),
         ]
         comparison = Comparison(contenders, "bare obstore loop")
         for one in contenders:
@@ -194,3 +194,35 @@ def test_tail(benchmark: Any, workload: Workload, rounds: int) -> None:
     report.notes = {"records": part.record_count, "median batch, ms": round(median * 1e3, 2), **comparison.notes}
     if workload.is_timed:
         report.write(workload.is_full)
+
+
+@pytest.mark.timeout(0)
+def test_cached(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path) -> None:
+    """Epochs of a bucket whose first epoch filled the cache, beside epochs of the same files on the local disk."""
+    part = replace(_part(workload), record_count=400_000) if workload.is_timed else _part(workload)
+    store = part.store()
+    with _served(store, latency_seconds=LATENCY_SECONDS if workload.is_timed else 0.001) as server:
+        data = _opened(server, store, cache_dir=tmp_path / "cache")
+        local = ss.open(store)
+        contenders = [Ours("local", local, True), Ours("cached", data, True)]
+        for one in contenders:
+            one.measure(0)
+        server.reset_counts()
+        comparison = Comparison(contenders, "local")
+        benchmark.pedantic(comparison.round, setup=comparison.rest, rounds=5 * rounds, iterations=1)
+        asked = server.counts()["request_count"]
+        engines = {"local": local.reading.store.engine, "cached": data.reading.store.engine}
+        data.close()
+        local.close()
+    report = Report(
+        "object-store-cached", "An epoch from the cache of a bucket beside one from the local disk", COMMAND, "local",
+        comparison.rows(),
+    )  # fmt: skip
+    report.figures = [
+        Figure("cached second epoch / local", statistics.median(comparison.ratios("cached")), 0.9),
+        Figure("requests to the bucket", asked, 0, at_most=True),
+    ]
+    report.notes = {"records": part.record_count, "engines": engines, **comparison.notes}
+    if workload.is_timed:
+        report.write(workload.is_full)
+    assert not asked
