@@ -107,11 +107,8 @@ class Group:
 
     batches: Sequence[Batch]
     requests: list[Request]
-
-    @property
-    def bytes(self) -> int:
-        """Of the outputs that are still wanted."""
-        return sum(batch.bytes for batch in self.batches if not batch.done.is_set())
+    bytes: int
+    """Of all their outputs."""
 
     @property
     def is_over(self) -> bool:
@@ -289,7 +286,9 @@ def groups_of(
     for batch, zero in zip(batch_of[zeros].tolist(), reads[zeros][["output", "slot", "size"]].tolist(), strict=True):
         batches[batch].zeros.append(zero)
     heads = _heads([batch.bytes for batch in batches], most_bytes)
-    groups = [Group(batches[a:b], []) for a, b in pairwise([*heads, len(batches)])]
+    groups = [
+        Group(batches[a:b], [], sum(batch.bytes for batch in batches[a:b])) for a, b in pairwise([*heads, len(batches)])
+    ]
     planned = plan(
         reads, group_of=np.searchsorted(heads, batch_of, side="right"), gap_bytes=reader.options.gap_bytes,
         most_bytes=reader.options.most_bytes, most_waste=MOST_WASTE, block_bytes=1, file_sizes=None,
