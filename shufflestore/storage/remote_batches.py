@@ -6,6 +6,7 @@ import errno
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -22,12 +23,14 @@ from shufflestore.storage.remote_requests import Request
 if TYPE_CHECKING:
     from shufflestore.storage.remote_reader import Reader
 
-__all__ = ["Batch", "Fetch", "RemoteFlow", "RemotePending", "requests_of"]
+__all__ = ["Batch", "Fetch", "Group", "RemoteFlow", "RemotePending", "groups_of"]
 
 AHEAD_BYTES: Final = 64 << 20
 """Look-ahead of a stream that asked for none in particular."""
 MOST_AHEAD_BYTES: Final = 256 << 20
 """The same where the records are so large that fewer bytes would not keep all requests busy."""
+GROUPS_AHEAD: Final = 4
+"""Groups of batches that share ranges, of which each has this part of the look-ahead."""
 MOST_WASTE: Final = 8.0
 """Bytes fetched for a byte used: reads that lie near each other are one request only where it costs no more than this."""
 
@@ -43,7 +46,12 @@ class RemoteFlow:
         """Bytes of outputs that have started and were not taken."""
         self.outstanding = 0
         """Requests of batches that have started."""
-        self.waiting: deque[Batch] = deque()
+        self.waiting: deque[Group] = deque()
+
+    @property
+    def group_bytes(self) -> int:
+        """The most of batches that start together: part of the bound, so that others are always under way."""
+        return (AHEAD_BYTES if self._budget is None else self._budget) // GROUPS_AHEAD
 
     @property
     def budget_bytes(self) -> int:
@@ -53,7 +61,7 @@ class RemoteFlow:
         return MOST_AHEAD_BYTES if self.outstanding < self._enough else AHEAD_BYTES
 
     def has_room(self, size: int) -> bool:
-        """Whether a batch of that many bytes may start."""
+        """Whether batches of that many bytes may start."""
         return not self.used_bytes or self.used_bytes + size <= self.budget_bytes
 
 
@@ -93,36 +101,53 @@ class Batch:
             self.failure = failure
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Group:
+    """Batches that start together, because ranges serve several of them."""
+
+    batches: Sequence[Batch]
+    requests: list[Request]
+    bytes: int
+    """Of all their outputs."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody wants any of it."""
+        return all(batch.done.is_set() for batch in self.batches)
+
+
+@dataclass(eq=False, slots=True)
+class Part:
+    """What one range holds for one batch."""
+
+    batch: Batch
+    indexes: NDArray[np.int64]
+    """(n,) of the reads in the batch."""
+    reads: NDArray[np.void]
+    """(n,) of READ, contiguous, all of one object."""
+    is_placed: bool = False
+    """Whether all of it came and is in the batch's slots. Guarded by the request's claim."""
+    found: tuple[int, int] | None = None
+    """(index in `reads`, what was there) of a short read or a wrong checksum."""
+
+
 class Fetch:
-    """One range of one object, and the reads of a batch that it serves."""
+    """One range of one object, and what it holds for each batch that it serves."""
 
-    __slots__ = ("batch", "found", "indexes", "number", "offset", "reader", "reads", "size")
+    __slots__ = ("number", "offset", "parts", "reader", "size")
 
-    def __init__(
-        self,
-        reader: Reader,
-        batch: Batch,
-        indexes: NDArray[np.int64],
-        reads: NDArray[np.void],
-        span: tuple[int, int],
-    ) -> None:
-        """Keep what is to be fetched, and for whom.
-
-        Args:
-            reader: Of the store.
-            batch: Whose reads they are.
-            indexes: (n,) of the reads in the batch.
-            reads: (n,) of READ, contiguous, all of one object.
-            span: (offset, size) in it that holds them all.
-        """
+    def __init__(self, reader: Reader, parts: Sequence[Part], offset: int, size: int) -> None:
+        """Keep what is to be fetched, and for whom: at least one part, and [offset, offset + size) holds all reads."""
         self.reader = reader
-        self.batch = batch
-        self.indexes = indexes
-        self.reads = reads
-        self.number = int(reads["file"][0])
-        self.offset, self.size = span
-        self.found: tuple[int, int] = (0, 0)
-        """(index in `reads`, what was there) of a short read or a wrong checksum."""
+        self.parts = parts
+        self.number = int(parts[0].reads["file"][0])
+        self.offset = offset
+        self.size = size
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any of its batches is still under way."""
+        return any(not part.batch.done.is_set() for part in self.parts)
 
     def perform(self, request: Request) -> Answer | None:
         """Fetch the range, check it, and copy what came into the slots."""
@@ -131,44 +156,68 @@ class Fetch:
             if came.kind == "beyond":
                 self._find_short()
             return came
-        outputs = self.batch.outputs
-        if outputs is None or not request.claim.acquire(blocking=False):
-            return GAVE_WAY  # nobody wants it any more, or another copy is at work
-        rows = self.reads.view(np.uint64).reshape(-1, 5)
-        wrong = place(came, self.offset, rows, outputs)
-        if wrong is None:
+        if not request.claim.acquire(blocking=False):
+            return GAVE_WAY  # another copy is at work
+        is_wanted = is_wrong = False
+        for part in self.parts:
+            outputs = part.batch.outputs
+            if part.is_placed or outputs is None:
+                continue
+            is_wanted = True
+            part.found = place(came, self.offset, part.reads.view(np.uint64).reshape(-1, 5), outputs)
+            part.is_placed = part.found is None
+            is_wrong = is_wrong or not part.is_placed
+        if is_wanted and not is_wrong:
             return None
-        self.found = wrong
         request.claim.release()
+        if not is_wanted:
+            return GAVE_WAY
         return Answer("checksum", f"{len(came):,} bytes came, but not those that were written")
 
     def _find_short(self) -> None:
-        """Note which read passes the end of the object, and how much of it is there."""
+        """Note which reads pass the end of the object, and how much of each is there."""
         end = self.reader.known_size(self.number)
-        for position, (offset, size) in enumerate(self.reads[["offset", "size"]].tolist()):
-            if offset + size > end:
-                self.found = position, max(end - offset, 0)
-                return
+        for part in self.parts:
+            ends = (part.reads["offset"] + part.reads["size"]).astype(np.int64)
+            short = np.flatnonzero(ends > end)
+            if len(short):
+                part.found = int(short[0]), max(end - int(part.reads["offset"][short[0]]), 0)
 
     def settle(self, answer: Answer | None, attempts: int) -> None:
-        """Count down the batch; the engine's lock is held."""
-        if answer is not None:
-            self.batch.fail(self._failure(answer, f"{answer.text} ({attempts} attempts)"))
-        self.reader.settled(self.batch, int(self.reads["size"].sum()) if answer is None else 0)
+        """Count down the batches; the engine's lock is held. What is wrong with one's bytes does not fail another."""
+        for part in self.parts:
+            if part.batch.done.is_set():
+                continue
+            if answer is None or part.is_placed:
+                self.reader.settled(part.batch, int(part.reads["size"].sum()))
+            elif answer.kind == "beyond" and part.found is None and len(self.parts) > 1:
+                self.reader.ask_again(self._alone(part))
+            else:
+                part.batch.fail(_failure(part, answer, f"{answer.text} ({attempts} attempts)"))
+                self.reader.settled(part.batch, 0)
 
-    def _failure(self, answer: Answer, text: str) -> ReadFailure:
-        position, found = self.found
-        index = int(self.indexes[position])
-        if answer.kind == "checksum":
-            return ReadFailure(index, "checksum", 0, int(self.reads["crc"][position]), found)
-        if answer.kind == "beyond":
-            return ReadFailure(index, "short", 0, int(self.reads["size"][position]), found)
-        index = int(self.indexes[0])
-        if answer.kind == "missing":
-            return ReadFailure(index, "errno", errno.ENOENT, 0, 0, text)
-        if answer.kind in ("changed", "closed"):
-            return ReadFailure(index, answer.kind, 0, 0, 0, text)
-        return ReadFailure(index, "remote", 0, 0, 0, text)
+    def _alone(self, part: Part) -> Request:
+        """Return a request for what one batch wants."""
+        begin = int(part.reads["offset"].min())
+        size = int((part.reads["offset"] + part.reads["size"]).max()) - begin
+        request = Request(Fetch(self.reader, [part], begin, size), size)
+        part.batch.requests.append(request)
+        return request
+
+
+def _failure(part: Part, answer: Answer, text: str) -> ReadFailure:
+    position, found = part.found or (0, 0)
+    index = int(part.indexes[position])
+    if answer.kind == "checksum":
+        return ReadFailure(index, "checksum", 0, int(part.reads["crc"][position]), found)
+    if answer.kind == "beyond":
+        return ReadFailure(index, "short", 0, int(part.reads["size"][position]), found)
+    index = int(part.indexes[0])
+    if answer.kind == "missing":
+        return ReadFailure(index, "errno", errno.ENOENT, 0, 0, text)
+    if answer.kind in ("changed", "closed"):
+        return ReadFailure(index, answer.kind, 0, 0, 0, text)
+    return ReadFailure(index, "remote", 0, 0, 0, text)
 
 
 class RemotePending:
@@ -216,23 +265,65 @@ class RemotePending:
         self._reader.dropped.append(self._batch)
 
 
-def requests_of(reader: Reader, reads: NDArray[np.void], batches: Sequence[Batch], batch_of: NDArray[np.int64]) -> None:
-    """Give each batch its requests: ranges of one object that lie near each other are one."""
+def groups_of(
+    reader: Reader,
+    reads: NDArray[np.void],
+    batches: Sequence[Batch],
+    batch_of: NDArray[np.int64],
+    most_bytes: int | None,
+) -> list[Group]:
+    """Return batches in groups of a size, with their requests: ranges of one object that lie near each other are one.
+
+    Args:
+        reader: Of the store.
+        reads: (n,) of READ, of one batch after the other.
+        batches: Theirs, without requests so far.
+        batch_of: (n,) which of them each read belongs to; never falls.
+        most_bytes: Outputs of a group, should it have more than one batch; None for one group.
+    """
     first = np.searchsorted(batch_of, np.arange(len(batches)))
     zeros = np.flatnonzero((reads["op"] == ZERO) & (reads["size"] > 0))
     for batch, zero in zip(batch_of[zeros].tolist(), reads[zeros][["output", "slot", "size"]].tolist(), strict=True):
         batches[batch].zeros.append(zero)
+    heads = _heads([batch.bytes for batch in batches], most_bytes)
+    groups = [
+        Group(batches[a:b], [], sum(batch.bytes for batch in batches[a:b])) for a, b in pairwise([*heads, len(batches)])
+    ]
     planned = plan(
-        reads, group_of=batch_of, gap_bytes=reader.options.gap_bytes, most_bytes=reader.options.most_bytes,
-        most_waste=MOST_WASTE, block_bytes=1, file_sizes=None,
+        reads, group_of=np.searchsorted(heads, batch_of, side="right"), gap_bytes=reader.options.gap_bytes,
+        most_bytes=reader.options.most_bytes, most_waste=MOST_WASTE, block_bytes=1, file_sizes=None,
     )  # fmt: skip
     order, starts = planned.by_fetch()
     sorted_reads, number = reads[order], batch_of[order]
     indexes = order - first[number]
+    # Within a fetch, reads come in the order of their batches: a part ends where the batch or the fetch does.
+    is_head = np.ones(len(order), bool)
+    is_head[1:] = number[1:] != number[:-1]
+    is_head[starts[:-1]] = True
+    bounds = np.flatnonzero(is_head)
+    parts = [
+        Part(batches[n], indexes[a:b], sorted_reads[a:b])
+        for n, (a, b) in zip(number[bounds].tolist(), pairwise([*bounds.tolist(), len(order)]), strict=True)
+    ]
+    group_of = (np.searchsorted(heads, number[starts[:-1]], side="right") - 1).tolist()
+    of_parts = pairwise(np.searchsorted(bounds, starts).tolist())
     spans = zip(planned.offset.tolist(), planned.size.tolist(), strict=True)
-    for (begin, end), span in zip(pairwise(starts.tolist()), spans, strict=True):
-        batch = batches[number[begin]]
-        fetch = Fetch(reader, batch, indexes[begin:end], sorted_reads[begin:end], span)
-        batch.requests.append(Request(fetch, span[1]))
+    for group, (a, b), (offset, size) in zip(group_of, of_parts, spans, strict=True):
+        request = Request(Fetch(reader, parts[a:b], offset, size), size)
+        groups[group].requests.append(request)
+        for part in parts[a:b]:
+            part.batch.requests.append(request)
     for batch in batches:
         batch.left = len(batch.requests)
+    return groups
+
+
+def _heads(sizes: Sequence[int], most_bytes: int | None) -> list[int]:
+    """Return where groups begin that are as large as fits."""
+    heads, total = [0] if sizes else [], 0
+    for i, size in enumerate(sizes):
+        if total and most_bytes is not None and total + size > most_bytes:
+            heads.append(i)
+            total = 0
+        total += size
+    return heads

@@ -173,7 +173,7 @@ def answer_of(cause: BaseException) -> Answer:
     """Return what one of obstore's errors means for us."""
     text = str(cause)
     first, _, debug = text.partition("\n")
-    first = re.sub(r" in [\d.]+[^\s\d]+ - ", " - ", first).removeprefix("Generic ").strip()
+    first = re.sub(r" in [\d.]+[^\s\d]+ - ", " - ", first).removeprefix("Generic ").strip().rstrip(".")
     for kind, words in (
         ("Timeout", "timed out"),
         ("Connect", "could not connect"),

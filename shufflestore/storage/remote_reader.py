@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shufflestore.storage.base import ReadFailure
-from shufflestore.storage.remote_batches import Batch, RemoteFlow, RemotePending, requests_of
+from shufflestore.storage.remote_batches import Batch, Group, RemoteFlow, RemotePending, groups_of
 from shufflestore.storage.remote_client import Answer, RemoteOptions, answer_of, client_for, library
 from shufflestore.storage.remote_engine import Engine, call
+from shufflestore.storage.remote_requests import Request
 
 __all__ = ["Reader", "Version"]
 
@@ -174,17 +175,17 @@ class Reader:
     ) -> list[RemotePending]:
         """Queue checked batches; see `storage.base.Store.submit`."""
         batches = [Batch(sizes, flow) for sizes in output_sizes.tolist()]
-        requests_of(self, reads, batches, batch_of)
+        groups = groups_of(self, reads, batches, batch_of, None if flow is None else flow.group_bytes)
         pendings = [RemotePending(batch, self) for batch in batches]
         with self.engine.lock:
             self.counts["reads"] += len(reads)
             self._sweep()
             self._open.update(batches)
             if flow is None:
-                for batch in batches:
-                    self._start(batch)
+                for group in groups:
+                    self._start(group)
             else:
-                flow.waiting.extend(batches)
+                flow.waiting.extend(groups)
                 self._advance(flow)
         return pendings
 
@@ -229,25 +230,29 @@ class Reader:
                 self._cancel(batch)
         self.engine.stop()
 
-    def _start(self, batch: Batch) -> None:
-        batch.has_started = True
-        if batch.done.is_set():
-            return
-        flow = batch.flow
-        if flow is not None:
-            flow.used_bytes += batch.bytes
-            flow.outstanding += batch.left
-        if not batch.allocate() or not batch.left:
-            if batch.failure is not None:
+    def ask_again(self, request: Request) -> None:
+        """Send what takes the place of a request that failed; the lock is held."""
+        self.engine.add([request], is_urgent=True)
+
+    def _start(self, group: Group) -> None:
+        flow = None
+        for batch in group.batches:
+            batch.has_started = True
+            if batch.done.is_set():
+                continue
+            flow = batch.flow
+            if flow is not None:
+                flow.used_bytes += batch.bytes
+                flow.outstanding += batch.left
+            if not batch.allocate():
                 self._cancel(batch)
-            else:
+            elif not batch.left:
                 self._finish(batch)
-            return
-        self.engine.add(batch.requests, is_urgent=flow is None)
+        self.engine.add([one for one in group.requests if not one.is_done], is_urgent=flow is None)
 
     def _advance(self, flow: RemoteFlow) -> None:
         """Start what there is room for, in order."""
-        while flow.waiting and (flow.waiting[0].done.is_set() or flow.has_room(flow.waiting[0].bytes)):
+        while flow.waiting and (flow.waiting[0].is_over or flow.has_room(flow.waiting[0].bytes)):
             self._start(flow.waiting.popleft())
 
     def _cancel(self, batch: Batch) -> None:
@@ -255,12 +260,13 @@ class Reader:
             return
         if batch.left:
             batch.fail(batch.failure or ReadFailure(0, "closed", 0, 0, 0))
-        if batch.has_started:
-            for request in batch.requests:
-                if not request.is_done and batch.flow is not None:
-                    batch.flow.outstanding -= 1
-                self.engine.schedule.drop(request)
+        if batch.has_started and batch.flow is not None:
+            batch.flow.outstanding -= batch.left
+        requests = batch.requests
         self._finish(batch)
+        for request in requests:
+            if not request.work.is_wanted:
+                self.engine.schedule.drop(request)
 
     def _finish(self, batch: Batch) -> None:
         self._open.discard(batch)

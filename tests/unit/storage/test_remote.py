@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.harness.object_store import Fault, ObjectStore
+from shufflestore._native import crc32c
 from shufflestore.errors import DataChanged, NotFound, StorageError
-from shufflestore.storage.base import READ
+from shufflestore.storage.base import HAS_CRC, READ
 from shufflestore.storage.remote import RemoteStore
 
 DATA = np.random.default_rng(1).integers(0, 256, 1_000_000, np.uint8)
@@ -53,14 +55,17 @@ def opened(server: ObjectStore, **options) -> RemoteStore:
     return RemoteStore("s3://bucket/pre fix", {**keys, **options})
 
 
-def submitted(store: RemoteStore, *batches: list[tuple[int, int]], flow=None):
-    """One pending a batch of (offset, size)."""
+def submitted(store: RemoteStore, *batches: list[tuple[int, int]], flow=None, checked=(), wrong=()):
+    """One pending a batch of (offset, size); the reads in `checked`, counted over all batches, have checksums, some wrong."""
     file = store.handle("a", len(DATA))
     flat = [one for batch in batches for one in batch]
     reads = np.zeros(len(flat), READ)
     reads["file"] = file
     reads["offset"], reads["size"] = ([one[i] for one in flat] for i in (0, 1))
     reads["slot"] = np.concatenate([np.cumsum([0, *(size for _, size in batch)])[:-1] for batch in batches])
+    for i in {*checked, *wrong}:
+        reads["flags"][i] = HAS_CRC
+        reads["crc"][i] = crc32c(DATA[flat[i][0] : sum(flat[i])]) ^ (i in wrong)
     ends = np.cumsum([len(batch) for batch in batches]).astype(np.uint64)
     sizes = np.array([[sum(size for _, size in batch)] for batch in batches], np.uint64)
     return store.submit(reads, ends, sizes, flow)
@@ -108,6 +113,84 @@ def test_a_batch_larger_than_the_budget_comes_alone(store):
         assert pending.wait(PATIENCE)
         pending.take()
     assert flow.used_bytes == 0
+
+
+NEAR = [(10_000 + 100 * i, 100) for i in range(6)]
+"""Reads that touch."""
+
+
+def shared(data=NEAR, ends=(2, 3, 6)) -> list[list[tuple[int, int]]]:
+    """Reads far from each other and near ones, dealt to batches."""
+    return [[(100_000 * k, 50), *data[a:b]] for k, (a, b) in enumerate(pairwise((0, *ends)), 1)]
+
+
+def test_a_range_that_several_batches_need_is_one_request(place, store):
+    server, _ = place
+    for flow in (None, store.flow(None)):
+        server.reset_counts()
+        batches = shared()
+        for batch, pending in zip(batches, submitted(store, *batches, flow=flow), strict=True):
+            assert pending.wait(PATIENCE)
+            assert np.array_equal(pending.take()[0], np.concatenate([DATA[o : o + s] for o, s in batch]))
+        assert server.counts()["requests"]["GET"] == len(batches) + 1
+        assert flow is None or (flow.used_bytes, flow.outstanding) == (0, 0)
+    assert store.counters()["bytes_delivered"] == 2 * (3 * 50 + 600)
+
+
+def test_batches_share_ranges_only_as_far_as_the_look_ahead_starts_them_together(place, store):
+    server, _ = place
+    batches = [[one] for one in NEAR]
+    pendings = submitted(store, *batches, flow=store.flow(800))
+    for batch, pending in zip(batches, pendings, strict=True):
+        assert pending.wait(PATIENCE)
+        assert np.array_equal(pending.take()[0], DATA[batch[0][0] : sum(batch[0])])
+    assert server.counts()["requests"]["GET"] == 3, "a quarter of the look-ahead is two of them"
+
+
+@pytest.mark.parametrize("bad", range(3))
+def test_a_wrong_checksum_fails_the_batch_whose_it_is(store, bad):
+    batches = shared()
+    first = [0, 3, 5]
+    pendings = submitted(store, *batches, flow=store.flow(None), checked=range(9), wrong=[first[bad] + 1])
+    for i, (batch, pending) in enumerate(zip(batches, pendings, strict=True)):
+        assert pending.wait(PATIENCE)
+        failure = pending.failure()
+        if i == bad:
+            assert failure is not None
+            assert (failure.kind, failure.index) == ("checksum", 1)
+        else:
+            assert failure is None
+            assert np.array_equal(pending.take()[0], np.concatenate([DATA[o : o + s] for o, s in batch]))
+
+
+def test_a_read_beyond_the_end_fails_the_batch_whose_it_is(store):
+    end = len(DATA)
+    batches = [[(end - 300, 100)], [(end - 200, 100), (end - 50, 100)], [(end - 100, 100)]]
+    pendings = submitted(store, *batches, flow=store.flow(None))
+    assert all(pending.wait(PATIENCE) for pending in pendings)
+    failure = pendings[1].failure()
+    assert failure is not None
+    assert (failure.kind, failure.index, failure.expected, failure.found) == ("short", 1, 100, 50)
+    for i in (0, 2):
+        assert np.array_equal(pendings[i].take()[0], DATA[batches[i][0][0] : sum(batches[i][0])])
+
+
+def test_a_cancelled_batch_leaves_the_ranges_that_others_need(place, store):
+    server, _ = place
+    server.configure(latency_seconds=0.05)
+    flow = store.flow(None)
+    pendings = list(submitted(store, *([one] for one in NEAR), flow=flow))
+    pendings[0].cancel()
+    del pendings[1]
+    gc.collect()
+    for (offset, size), pending in zip(NEAR[2:], pendings[1:], strict=True):
+        assert pending.wait(PATIENCE)
+        assert np.array_equal(pending.take()[0], DATA[offset : offset + size])
+    assert server.counts()["requests"]["GET"] == 1
+    for pending in submitted(store, *([one] for one in NEAR), flow=flow):
+        pending.cancel()
+    assert store._reader().engine.schedule.in_flight == 0
+    assert (flow.used_bytes, flow.outstanding) == (0, 0)
 
 
 def test_an_object_that_was_replaced_is_named_at_the_next_read(place, store):
