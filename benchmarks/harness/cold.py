@@ -142,6 +142,7 @@ def _environment() -> dict[str, str]:
 
 def _child(what: dict[str, Any]) -> None:
     import numba  # noqa: F401  what is loaded anyhow is no memory of its own
+    import pyarrow as pa  # noqa: F401
     import torch  # noqa: F401
 
     import shufflestore as ss

@@ -20,10 +20,16 @@ class Ours:
     is_slow = False
     is_reused = False
 
-    def __init__(self, name: str, form: str = "store", verify: bool = True, **options: Any) -> None:
-        """Say what to read: "store", "store-wide", "indexed" or "indexed-unchecked"; and how: options of `open`."""
+    def __init__(
+        self, name: str, form: str = "store", verify: bool = True, is_compiled: bool = True, **options: Any
+    ) -> None:
+        """Say what to read: "store", "store-wide", "indexed" or "indexed-unchecked"; and how: options of `open`.
+
+        With `is_compiled` the order's kernel is there at the start, else it comes when the loader thinks it worth while.
+        """
         self.name = name
         self._form = form
+        self._is_compiled = is_compiled
         self._options = {"verify": verify, **options}
         self._data: Any = None
         self._loader: Any = None
@@ -39,7 +45,8 @@ class Ours:
             path = workload.indexed(self._form == "indexed")
         self._data = ss.open(path, **self._options)
         self._loader = ss.DataLoader(self._data, workload.batch_size, shuffle=True, seed=1)
-        kernels.warm()
+        if self._is_compiled:
+            kernels.warm()
 
     def batches(self, epoch: int) -> Iterator[Any]:
         """Return the loader's own iterator; nothing of ours stands between it and the clock."""

@@ -54,6 +54,32 @@ struct Cache {
 };
 constinit Cache g_cache{.lists = {}, .clock = 0, .bytes = 0, .bound = kMostCached};
 
+// Returns memory for a block, null where there is none. Huge ones come from the system itself and go back to
+// it: the allocator's heaps would keep what is freed, up to as much again as is in use.
+void* obtain(std::size_t bytes) noexcept {
+  if (bytes < kHugePage) return sys().allocate(kAlignment, bytes);
+  // More than enough, so that it can begin where a huge page does; the rest goes back at once.
+  void* const mapped =
+      sys().mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  auto* const start = static_cast<std::uint8_t*>(mapped);
+  const std::size_t lead = (kHugePage - reinterpret_cast<std::uintptr_t>(start) % kHugePage) % kHugePage;
+  if (lead != 0) sys().munmap(start, lead);
+  sys().munmap(start + lead + bytes, kHugePage - lead);
+  // Advice only: where it is refused the block is as good, just slower.
+  sys().madvise(start + lead, bytes, MADV_HUGEPAGE);
+  return start + lead;
+}
+
+void give_back(Header* block) noexcept {
+  const std::size_t bytes = class_bytes(block->size_class);
+  if (bytes < kHugePage) {
+    sys().release(block);
+  } else {
+    sys().munmap(block, bytes);
+  }
+}
+
 Header* pop(std::size_t index) noexcept {
   Cache::List& list = g_cache.lists[index];
   Header* const block = list.first;
@@ -83,7 +109,7 @@ Header* make_room(std::size_t room) noexcept {
 void release_all(Header* block) noexcept {
   while (block != nullptr) {
     Header* const next = block->next;
-    sys().release(block);
+    give_back(block);
     block = next;
   }
 }
@@ -100,11 +126,8 @@ Buffer Buffer::allocate(std::uint64_t size) {
     header = pop(wanted.index);
   }
   if (header == nullptr) {
-    const bool is_huge = wanted.bytes >= kHugePage;
-    void* const block = sys().allocate(is_huge ? kHugePage : kAlignment, wanted.bytes);
+    void* const block = obtain(wanted.bytes);
     if (block == nullptr) throw std::bad_alloc();
-    // Advice only: where it is refused the block is as good, just slower.
-    if (is_huge) sys().madvise(block, wanted.bytes, MADV_HUGEPAGE);
     header = ::new (block) Header;
   }
   header->size_class = wanted.index;

@@ -1,9 +1,12 @@
+#include <sys/mman.h>
+
 #include <cstring>
 #include <new>
 
 #include "check.hpp"
 #include "scene.hpp"
 #include "shufflestore/buffer.hpp"
+#include "shufflestore/sys.hpp"
 
 using namespace scene;
 
@@ -60,4 +63,38 @@ TEST(the_bound_of_the_cache_only_falls_and_what_is_above_it_goes) {
     for (int k = 0; k < 8; ++k) held.push_back(Buffer::allocate(1 << 20));
   }
   CHECK(cached_bytes() <= (2 << 20));
+}
+
+std::size_t g_mapped = 0;
+bool g_is_full = false;
+
+TEST(a_huge_block_is_mapped_and_all_of_it_goes_back_to_the_system) {
+  trim_cache();
+  Sys table = real_sys();
+  table.mmap = [](void* at, std::size_t size, int protection, int flags, int fd, off_t offset) -> void* {
+    if (g_is_full) return MAP_FAILED;
+    g_mapped += size;
+    return real_sys().mmap(at, size, protection, flags, fd, offset);
+  };
+  table.munmap = [](void* at, std::size_t size) {
+    g_mapped -= size;
+    return real_sys().munmap(at, size);
+  };
+  replace_sys(&table);
+  for (const std::uint64_t size :
+       {std::uint64_t{2'000'000}, std::uint64_t{9'000'000}, std::uint64_t{kMostCached}}) {
+    {
+      const Buffer buffer = Buffer::allocate(size);
+      std::memset(buffer.data(), 1, size);
+      const std::size_t rest = g_mapped - size;
+      CHECK(g_mapped > size);
+      CHECK(rest <= size / 4 + 64);
+      CHECK(reinterpret_cast<std::uintptr_t>(buffer.data()) % (2 << 20) == 64);
+    }
+    trim_cache();
+    CHECK(g_mapped == 0);
+  }
+  g_is_full = true;
+  CHECK(check::throws<std::bad_alloc>([] { (void)Buffer::allocate(5'000'000); }));
+  replace_sys(nullptr);
 }
