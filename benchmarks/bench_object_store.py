@@ -51,9 +51,9 @@ def _served(store: Path, **settings: Any) -> Iterator[ObjectStore]:
         yield server
 
 
-def _opened(server: ObjectStore, store: Path, **options: Any) -> Any:
+def _opened(server: ObjectStore, store: Path, cache_dir: Path | None = None, **options: Any) -> Any:
     keys = {"endpoint": server.endpoint, "skip_signature": "true", "region": "here"}
-    return ss.open(f"s3://{store.name}", storage_options={**keys, **options})
+    return ss.open(f"s3://{store.name}", cache_dir=cache_dir, storage_options={**keys, **options})
 
 
 @dataclass
@@ -202,7 +202,7 @@ def test_cached(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path)
     part = replace(_part(workload), record_count=400_000) if workload.is_timed else _part(workload)
     store = part.store()
     with _served(store, latency_seconds=LATENCY_SECONDS if workload.is_timed else 0.001) as server:
-        data = _opened(server, store, cache_dir=tmp_path / "cache")
+        data = _opened(server, store, tmp_path / "cache")
         local = ss.open(store)
         contenders = [Ours("local", local, True), Ours("cached", data, True)]
         for one in contenders:
