@@ -149,7 +149,11 @@ def test_object_store(benchmark: Any, workload: Workload, rounds: int, in_flight
         Figure("ours between its ends / bare obstore loop", beside("ours, between its ends"), 0.9),
         Figure("ours over a whole epoch / bare obstore loop", beside("ours, the whole epoch"), 0.8),
     ]
-    report.notes = {"records": part.record_count, "hedges": counts["hedges"], **comparison.notes}
+    epochs = 2 * (comparison.round_count + 1)
+    report.notes = {
+        "records": part.record_count, "hedges": counts["hedges"], **comparison.notes,
+        "requests a record, ours, between its ends and whole": round(counts["requests"] / epochs / part.record_count, 3),
+    }  # fmt: skip
     if workload.is_timed:
         report.write(workload.is_full)
 
