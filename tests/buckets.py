@@ -19,7 +19,7 @@ from werkzeug.serving import make_server
 from shufflestore.errors import StorageError
 from shufflestore.storage.commit import TemporaryFile
 from shufflestore.storage.remote_target import RemoteTarget
-from shufflestore.storage.target import target_at
+from shufflestore.storage.targets import target_at
 from shufflestore.storage.upload import Bucket
 
 FOLDERS = ("", ".convert", "rows", "shards", "snapshots")

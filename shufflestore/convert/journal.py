@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from shufflestore.dataset.opening import UNFINISHED
 from shufflestore.errors import AlreadyExists, CorruptData, NotFound, SourceError, StorageError
-from shufflestore.storage.target import Target, target_at
+from shufflestore.storage.target import Target
+from shufflestore.storage.targets import target_at
 
 __all__ = ["Journal"]
 

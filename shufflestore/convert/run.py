@@ -20,7 +20,8 @@ from shufflestore.dataset.inplace import difference
 from shufflestore.dataset.opening import load_manifest, snapshots_of
 from shufflestore.errors import AlreadyExists, OptionError, SchemaError, SourceError
 from shufflestore.format.manifest import Manifest
-from shufflestore.storage.target import Target, target_at
+from shufflestore.storage.target import Target
+from shufflestore.storage.targets import target_at
 
 __all__ = ["ConvertOptions", "ConvertReport", "IfExists", "convert", "prepare"]
 

@@ -17,7 +17,8 @@ from shufflestore.format.arrowfile import scan
 from shufflestore.format.encode import build_index
 from shufflestore.format.schema import Tree, build_tree
 from shufflestore.storage.commit import TemporaryFile
-from shufflestore.storage.target import Target, target_at
+from shufflestore.storage.target import Target
+from shufflestore.storage.targets import target_at
 
 __all__ = ["ShardOptions", "ShardWriter"]
 

@@ -16,7 +16,7 @@ from shufflestore.convert.snapshot import commit
 from shufflestore.dataset.inplace import difference
 from shufflestore.errors import OptionError, SchemaError, StorageError
 from shufflestore.format.manifest import Manifest
-from shufflestore.storage.target import target_at
+from shufflestore.storage.targets import target_at
 
 __all__ = ["Writer"]
 

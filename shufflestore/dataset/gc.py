@@ -14,7 +14,8 @@ from shufflestore.errors import NotFound, OptionError
 from shufflestore.format.manifest import snapshot_name
 from shufflestore.storage.base import Store
 from shufflestore.storage.commit import TEMPORARY
-from shufflestore.storage.target import Found, Target, target_at
+from shufflestore.storage.target import Found, Target
+from shufflestore.storage.targets import target_at
 
 __all__ = ["GcReport", "gc"]
 

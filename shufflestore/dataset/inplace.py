@@ -23,7 +23,8 @@ from shufflestore.format.encode import BuiltIndex, build_index
 from shufflestore.format.manifest import SHARD_TABLE, Manifest, Shards, Split, snapshot_name, snapshot_number
 from shufflestore.format.schema import Tree, build_tree
 from shufflestore.storage.commit import make_folder, publish, remove
-from shufflestore.storage.target import Target, target_at
+from shufflestore.storage.target import Target
+from shufflestore.storage.targets import target_at
 from shufflestore.storage.uri import is_remote, local_path
 
 __all__ = ["BESIDE", "cache_folder", "index", "index_into", "shard_entry", "write_snapshot"]

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,9 @@ from numpy.typing import NDArray
 from shufflestore._native import place
 from shufflestore.storage.base import ZERO, ReadFailure
 from shufflestore.storage.plan import plan
-from shufflestore.storage.remote_client import Answer
+from shufflestore.storage.remote_client import Answer, RemoteOptions
 from shufflestore.storage.remote_engine import GAVE_WAY
 from shufflestore.storage.remote_requests import Request
-
-if TYPE_CHECKING:
-    from shufflestore.storage.remote_reader import Reader
 
 __all__ = ["Batch", "Fetch", "Group", "RemoteFlow", "RemotePending", "groups_of"]
 
@@ -129,6 +126,35 @@ class Part:
     """Whether all of it came and is in the batch's slots. Guarded by the request's claim."""
     found: tuple[int, int] | None = None
     """(index in `reads`, what was there) of a short read or a wrong checksum."""
+
+
+class Reader(Protocol):
+    """What batches need of their store's reader; `storage.remote_reader.Reader` is the one that there is."""
+
+    options: RemoteOptions
+    dropped: deque[Batch]
+    """Batches that nobody can take any more, for `tidy`."""
+
+    def get(self, number: int, offset: int, size: int) -> memoryview | Answer:
+        """Return one range of an object, or why it did not come; one attempt, without any lock."""
+
+    def known_size(self, number: int) -> int:
+        """Return an object's length as far as it is known, else 0."""
+
+    def settled(self, batch: Batch, delivered: int) -> None:
+        """Count down a batch whose request has ended; the lock is held."""
+
+    def ask_again(self, request: Request) -> None:
+        """Send what takes the place of a request that failed; the lock is held."""
+
+    def take(self, batch: Batch) -> list[NDArray[np.uint8]] | None:
+        """Hand a batch's outputs over; None if they were before."""
+
+    def cancel(self, batch: Batch) -> None:
+        """End a batch as it is."""
+
+    def tidy(self) -> None:
+        """Give back the budget of batches that were dropped."""
 
 
 class Fetch:

@@ -19,7 +19,8 @@ from shufflestore.convert.base import SourceOptions
 from shufflestore.convert.run import ConvertOptions
 from shufflestore.errors import AlreadyExists, NotFound, OptionError, SchemaError, SourceError, StorageError
 from shufflestore.storage.remote_target import RemoteTarget
-from shufflestore.storage.target import FolderTarget, target_at
+from shufflestore.storage.target import FolderTarget
+from shufflestore.storage.targets import target_at
 from tests import buckets, layouts, stores
 
 ROOT = Path(__file__).resolve().parents[3]
