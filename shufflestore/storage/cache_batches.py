@@ -6,22 +6,45 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shufflestore.storage.base import SUITABLE_BYTES, ZERO, Pending, ReadFailure
+from shufflestore.storage.base import SUITABLE_BYTES, ZERO, Pending, ReadFailure, Store
+from shufflestore.storage.cache_blocks import Blocks
 from shufflestore.storage.descriptors import GROWS
 from shufflestore.storage.process import briefly
-
-if TYPE_CHECKING:
-    from shufflestore.storage.cached import CachedStore
 
 __all__ = ["CachedFlow", "CachedPending", "SLICE_SECONDS", "Submission"]
 
 SLICE_SECONDS: Final = 0.05
 """Between two looks for signals, or for a store that was closed."""
+
+
+class Cached(Protocol):
+    """What batches need of their store; `storage.cached.CachedStore` is the one that there is."""
+
+    inner: Store
+    """Where the bytes come from."""
+    blocks: Blocks
+    is_closed: bool
+
+    @property
+    def local(self) -> Store:
+        """What is kept of them."""
+
+    def read_here(self, reads: NDArray[np.void], sizes: NDArray[np.uint64], flow: Any) -> Pending:
+        """Submit one batch of reads whose blocks are there."""
+
+    def read_through(self, reads: NDArray[np.void], sizes: NDArray[np.uint64], flow: Any) -> Pending:
+        """Submit one batch to the store behind."""
+
+    def count_passed(self, count: int) -> None:
+        """Take note of reads that the store does as they are."""
+
+    def forget(self, read: np.void) -> None:
+        """Drop the blocks under one read: they are not what the store has."""
 
 
 class CachedFlow:
@@ -32,7 +55,7 @@ class CachedFlow:
     for one behind it.
     """
 
-    def __init__(self, store: CachedStore, budget_bytes: int | None) -> None:
+    def __init__(self, store: Cached, budget_bytes: int | None) -> None:
         """Remember the bound; None for what suits each way."""
         half = None if budget_bytes is None else budget_bytes // 2
         self._store = store
@@ -104,7 +127,7 @@ class Submission:
 
     def __init__(
         self,
-        store: CachedStore,
+        store: Cached,
         reads: NDArray[np.void],
         ends: NDArray[np.uint64],
         sizes: NDArray[np.uint64],
