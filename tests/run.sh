@@ -71,7 +71,7 @@ summaries() {
 python_tests() {
   local all=(tests shufflestore benchmarks)
   step "tests, one at a time" run_pytest 1-serial -n 0 -m "serial and not campaign" "${all[@]}"
-  step "tests" run_pytest 2-parallel -n 2 --dist worksteal -m "not serial and not campaign" "${all[@]}"
+  step "tests" run_pytest 2-parallel -n 2 --dist worksteal --durations 25 --durations-min 5 -m "not serial and not campaign" "${all[@]}"
 }
 
 campaign() {

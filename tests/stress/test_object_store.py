@@ -191,8 +191,8 @@ def replaced_mid_epoch(tmp_path: Path, seed: int, expected: list[list[dict]]) ->
         store = data.reading.store
         batches = epoch(data)
         delivered = [next(batches).to_pylist() for _ in range(1 + seed % 3)]
-        shards = sorted(one.name for one in (folder / "shards").iterdir() if f"shards/{one.name}" in store._numbers)
-        victim = folder / "shards" / next(name for name in shards[seed % len(shards) :] if name.endswith(".arrow"))
+        shards = sorted(one for one in (folder / "shards").glob("*.arrow") if f"shards/{one.name}" in store._numbers)
+        victim = shards[seed % len(shards)]
         other = victim.with_name("other")
         other.write_bytes(bytes(reversed(victim.read_bytes())))
         os.replace(other, victim)
