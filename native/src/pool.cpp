@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <exception>
 #include <new>
 #include <system_error>
 
@@ -34,6 +35,12 @@ class SignalsBlocked {
  private:
   sigset_t before_;
 };
+
+// The C++ library keeps what a thread throws in memory that it takes at the first time, and the process ends
+// where there is none left. So it is taken before memory is short.
+void ready_exceptions() noexcept {
+  static_cast<void>(std::uncaught_exceptions());
+}
 
 // Who works ahead gives way to whoever waits for nothing: the training loop runs first, and these threads
 // take what it leaves. Without, it waits for a processor a third of the time while they fill a look-ahead
@@ -114,6 +121,7 @@ void Pool::give_room(Flow& flow, std::uint64_t bytes) noexcept {
 
 void Pool::start_threads() {
   if (!threads_.empty()) return;
+  ready_exceptions();
   const SignalsBlocked blocked;  // a thread is born with the mask of its maker
   threads_.reserve(wanted_threads_);
   try {
@@ -132,6 +140,7 @@ void Pool::work(std::size_t number) noexcept {
   std::snprintf(name, sizeof name, "shuffle-%zu", number % 10000);
   pthread_setname_np(pthread_self(), name);
   give_way();
+  ready_exceptions();
   Worker worker{.number = number, .files = files_, .counters = counters_};
   std::unique_ptr<EngineState> state;
   bool is_in_flight = false;  // something that this thread has started
