@@ -39,7 +39,7 @@ class SignalsBlocked {
 // The C++ library keeps what a thread throws in memory that it takes at the first time, and the process ends
 // where there is none left. So it is taken before memory is short.
 void ready_exceptions() noexcept {
-  static_cast<void>(std::uncaught_exceptions());
+  [[maybe_unused]] const volatile int asked = std::uncaught_exceptions();  // or it is left out, being pure
 }
 
 // Who works ahead gives way to whoever waits for nothing: the training loop runs first, and these threads
@@ -63,7 +63,7 @@ Pool::Pool(const Engine& engine, FileTable& files, Counters& counters, std::size
     : engine_(engine), files_(files), counters_(counters), wanted_threads_(threads) {}
 
 bool Pool::push(std::span<const Batch> batches) {
-  std::vector<Batch> over;  // destroyed without the lock: a batch that goes gives its room back
+  BatchQueue over;  // destroyed without the lock: a batch that goes gives its room back
   {
     const std::scoped_lock lock(mutex_);
     if (is_closed_) return false;
@@ -87,19 +87,18 @@ bool Pool::push(std::span<const Batch> batches) {
 }
 
 // Batches start in the order they came; whoever takes them in that order always finds room for the next.
-void Pool::admit(Flow& flow, std::vector<Batch>& over) {
+void Pool::admit(Flow& flow, BatchQueue& over) noexcept {
   while (!flow.waiting.empty()) {
     const Batch& batch = flow.waiting.front();
     if (batch->is_exhausted()) {  // cancelled
-      over.push_back(batch);
-    } else {
-      const std::uint64_t bytes = batch->output_bytes();
-      if (flow.used > 0 && (bytes > flow.limit || flow.used > flow.limit - bytes)) return;
-      flow.used += bytes;
-      batch->enter_flow();
-      queue_.push_back(batch);
+      over.push_back(flow.waiting.pop_front());
+      continue;
     }
-    flow.waiting.pop_front();
+    const std::uint64_t bytes = batch->output_bytes();
+    if (flow.used > 0 && (bytes > flow.limit || flow.used > flow.limit - bytes)) return;
+    flow.used += bytes;
+    batch->enter_flow();
+    queue_.push_back(flow.waiting.pop_front());
   }
 }
 
@@ -109,7 +108,7 @@ std::uint64_t Pool::used(const Flow& flow) const {
 }
 
 void Pool::give_room(Flow& flow, std::uint64_t bytes) noexcept {
-  std::vector<Batch> over;
+  BatchQueue over;
   {
     const std::scoped_lock lock(mutex_);
     flow.used -= bytes;
@@ -174,22 +173,20 @@ void Pool::work(std::size_t number) noexcept {
   ended_.notify_all();
 }
 
-Pool::Batch Pool::next(bool may_wait) {
-  std::vector<Batch> over;  // destroyed without the lock: a batch that goes gives its room back
+Pool::Batch Pool::next(bool may_wait) noexcept {
   std::unique_lock lock(mutex_);
   for (;;) {
-    while (!queue_.empty() && queue_.front()->is_exhausted()) {
-      over.push_back(std::move(queue_.front()));
-      queue_.pop_front();
-    }
-    if (!queue_.empty()) return queue_.front();
-    if (is_closed_ || !may_wait) return nullptr;
-    if (over.empty()) {
-      wake_.wait(lock);
-    } else {
+    if (!queue_.empty() && queue_.front()->is_exhausted()) {
+      Batch over = queue_.pop_front();
       lock.unlock();
-      over.clear();
+      over.reset();  // without the lock: a batch that goes gives its room back
       lock.lock();
+    } else if (!queue_.empty()) {
+      return queue_.front();
+    } else if (is_closed_ || !may_wait) {
+      return nullptr;
+    } else {
+      wake_.wait(lock);
     }
   }
 }
@@ -216,20 +213,16 @@ void Pool::run_batch(EngineState& state, Worker& worker, const Batch& batch) noe
 bool Pool::close(Patience patience) noexcept {
   const std::scoped_lock closing(closing_);
   if (is_left_) return false;
-  std::vector<Batch> over;
+  BatchQueue over;
   std::unique_lock lock(mutex_);
   is_closed_ = true;
-  over.assign(queue_.begin(), queue_.end());
+  over.append(queue_);
   for (const auto& weak : flows_) {
-    if (const std::shared_ptr<Flow> flow = weak.lock()) {
-      over.insert(over.end(), flow->waiting.begin(), flow->waiting.end());
-      flow->waiting.clear();
-    }
+    if (const std::shared_ptr<Flow> flow = weak.lock()) over.append(flow->waiting);
   }
   flows_.clear();
   lock.unlock();
-  for (const Batch& batch : over) batch->cancel();  // which gives its room back
-  over.clear();
+  while (!over.empty()) over.pop_front()->cancel();  // which gives its room back
   lock.lock();
   wake_.notify_all();
   const bool have_ended = ended_.wait_for(lock, patience, [this] { return at_work_ == 0; });

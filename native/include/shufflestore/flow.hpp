@@ -2,12 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <memory>
+
+#include "shufflestore/batch_queue.hpp"
 
 namespace shufflestore {
 
-class Pending;
 class Pool;
 
 // All but `limit` and `pool` is guarded by the pool's mutex.
@@ -18,7 +18,7 @@ struct Flow {
   // Of outputs of batches that have started and were not taken. A batch larger than that comes alone.
   const std::uint64_t limit;
   std::uint64_t used = 0;
-  std::deque<std::shared_ptr<Pending>> waiting;
+  BatchQueue waiting;
 };
 
 }  // namespace shufflestore

@@ -68,6 +68,8 @@ class Pending {
   void enter_flow() noexcept { counts_.store(true); }
 
  private:
+  friend class BatchQueue;
+
   bool is_inherited() const noexcept;
   bool prepare() noexcept;
   // Its outputs belong to somebody else now, or are gone. Not under the pool's mutex.
@@ -79,6 +81,7 @@ class Pending {
   const std::size_t grain_;
   const std::uint64_t generation_;
   const std::shared_ptr<Flow> flow_;
+  std::shared_ptr<Pending> next_;    // in the queue that it is in; guarded by whoever has that
   std::atomic<bool> counts_{false};  // in its flow
   std::atomic<std::uint64_t> cursor_{0};
   std::atomic<std::uint64_t> unfinished_;

@@ -5,13 +5,13 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <span>
 #include <thread>
 #include <vector>
 
+#include "shufflestore/batch_queue.hpp"
 #include "shufflestore/engine.hpp"
 
 namespace shufflestore {
@@ -45,8 +45,8 @@ class Pool {
   void start_threads();
   void work(std::size_t number) noexcept;
   // The batch to work on; null once closed, or where there is none and the caller has better things to do.
-  Batch next(bool may_wait);
-  void admit(Flow& flow, std::vector<Batch>& over);
+  Batch next(bool may_wait) noexcept;
+  void admit(Flow& flow, BatchQueue& over) noexcept;
   void run_batch(EngineState& state, Worker& worker, const Batch& batch) noexcept;
 
   const Engine& engine_;
@@ -59,7 +59,7 @@ class Pool {
   std::condition_variable wake_;
   std::condition_variable ended_;
   std::size_t at_work_ = 0;  // threads that have not ended
-  std::deque<Batch> queue_;
+  BatchQueue queue_;
   std::vector<std::weak_ptr<Flow>> flows_;
   std::vector<std::thread> threads_;
   bool is_closed_ = false;
