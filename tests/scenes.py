@@ -52,6 +52,14 @@ def save(folder: Path, count: int = 1_000, files: int = 4, chunk_rows: int = 64)
     return folder
 
 
+def files_of(folder: Path, data: dict[str, np.ndarray]) -> Path:
+    """Make a folder of files that hold the arrays' bytes; return it."""
+    folder.mkdir()
+    for name, array in data.items():
+        (folder / name).write_bytes(array.tobytes())
+    return folder
+
+
 def check_record(record: dict[str, Any], number: int) -> None:
     """Assert that a record as a dict is that record."""
     assert int(record["label"]) == number

@@ -20,7 +20,7 @@ from shufflestore.storage.base import HAS_CRC, READ
 from shufflestore.storage.cache_room import described
 from shufflestore.storage.cached import CachedStore
 from shufflestore.storage.posix import PosixStore
-from tests.scenes import SCALE
+from tests.scenes import SCALE, files_of
 
 BLOCK = 4_096
 SIZES = {"a": 600_001, "b": 90_000}
@@ -31,11 +31,7 @@ LIMIT = 120 * BLOCK
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name, data in DATA.items():
-        (folder / name).write_bytes(data.tobytes())
-    return folder
+    return files_of(tmp_path / "source", DATA)
 
 
 def opened(source: Path, cache: Path, limit: int | None = LIMIT) -> CachedStore:

@@ -23,7 +23,7 @@ from shufflestore.storage.cache_files import CacheFolder
 from shufflestore.storage.cache_room import described
 from shufflestore.storage.cached import CachedStore
 from shufflestore.storage.posix import PosixStore
-from tests.scenes import ROOT
+from tests.scenes import ROOT, files_of
 
 BLOCK = 1_000
 SIZES = {"a": 25_300, "b": 4_000, "c": 1}
@@ -44,11 +44,7 @@ class Counting(PosixStore):
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name, data in DATA.items():
-        (folder / name).write_bytes(data.tobytes())
-    return folder
+    return files_of(tmp_path / "source", DATA)
 
 
 @pytest.fixture

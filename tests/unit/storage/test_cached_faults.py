@@ -24,7 +24,7 @@ from shufflestore.storage.cache_filler import Fill
 from shufflestore.storage.cache_room import described
 from shufflestore.storage.cached import CachedStore
 from shufflestore.storage.posix import PosixStore
-from tests.scenes import child_code
+from tests.scenes import child_code, files_of
 from tests.unit.storage.test_cached import BLOCK, DATA, SIZES, read, right
 
 EVERYWHERE = [(name, at, min(90, SIZES[name] - at)) for name in SIZES for at in range(0, SIZES[name], 450)]
@@ -32,11 +32,7 @@ EVERYWHERE = [(name, at, min(90, SIZES[name] - at)) for name in SIZES for at in 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name, data in DATA.items():
-        (folder / name).write_bytes(data.tobytes())
-    return folder
+    return files_of(tmp_path / "source", DATA)
 
 
 @pytest.fixture
