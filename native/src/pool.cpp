@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <system_error>
@@ -37,9 +38,14 @@ class SignalsBlocked {
 };
 
 // The C++ library keeps what a thread throws in memory that it takes at the first time, and the process ends
-// where there is none left. So it is taken before memory is short.
-void ready_exceptions() noexcept {
+// where there is none left. So it is taken before memory is short, out of what is given back just before.
+bool ready_exceptions() noexcept {
+  constexpr std::size_t kMoreThanItTakes = 32 << 10;
+  void* volatile reserve = std::malloc(kMoreThanItTakes);  // or both are left out, having no effect
+  if (reserve == nullptr) return false;
+  std::free(reserve);
   [[maybe_unused]] const volatile int asked = std::uncaught_exceptions();  // or it is left out, being pure
+  return true;
 }
 
 // Who works ahead gives way to whoever waits for nothing: the training loop runs first, and these threads
@@ -120,18 +126,32 @@ void Pool::give_room(Flow& flow, std::uint64_t bytes) noexcept {
 
 void Pool::start_threads() {
   if (!threads_.empty()) return;
-  ready_exceptions();
+  if (!ready_exceptions()) throw std::bad_alloc();
   const SignalsBlocked blocked;  // a thread is born with the mask of its maker
   threads_.reserve(wanted_threads_);
+  // Fewer threads do the same work; none is an error.
   try {
-    for (std::size_t i = 0; i < wanted_threads_; ++i) {
-      threads_.emplace_back([this, i] { work(i); });
+    while (threads_.size() < wanted_threads_) {
+      // One after the other: a thread takes the most memory at its start, and gives most of it back.
+      newest_ = Start::kUnderWay;
+      threads_.emplace_back([this, number = threads_.size()] {
+        const bool is_ready = ready_exceptions();
+        newest_ = is_ready ? Start::kReady : Start::kNoMemory;
+        newest_.notify_one();
+        if (is_ready) work(number);
+      });
+      newest_.wait(Start::kUnderWay);
+      if (newest_ == Start::kNoMemory) {
+        threads_.back().join();
+        threads_.pop_back();
+        break;
+      }
       ++at_work_;
     }
   } catch (const std::system_error& error) {
-    // Fewer threads do the same work; none is an error.
     if (threads_.empty()) throw IoError(error.code().value(), "", "cannot start a thread");
   }
+  if (threads_.empty()) throw std::bad_alloc();
 }
 
 void Pool::work(std::size_t number) noexcept {
@@ -139,7 +159,6 @@ void Pool::work(std::size_t number) noexcept {
   std::snprintf(name, sizeof name, "shuffle-%zu", number % 10000);
   pthread_setname_np(pthread_self(), name);
   give_way();
-  ready_exceptions();
   Worker worker{.number = number, .files = files_, .counters = counters_};
   std::unique_ptr<EngineState> state;
   bool is_in_flight = false;  // something that this thread has started

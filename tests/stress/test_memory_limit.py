@@ -154,6 +154,7 @@ def test_address_space_that_runs_out_is_an_error_and_never_a_crash(folder: Path)
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(3600)
 def test_campaign_address_space_in_steps_of_16_megabytes(folder: Path):
     # The top is room for the stacks and the allocator's heaps of all threads, which take addresses but little memory.
     rooms = range(0, int(2_048 * SCALE) + 1, 16)

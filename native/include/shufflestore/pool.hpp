@@ -2,6 +2,7 @@
 // never touch Python.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -42,6 +43,8 @@ class Pool {
   bool close(Patience patience = kForAsLongAsItTakes) noexcept;
 
  private:
+  enum class Start { kUnderWay, kReady, kNoMemory };
+
   void start_threads();
   void work(std::size_t number) noexcept;
   // The batch to work on; null once closed, or where there is none and the caller has better things to do.
@@ -58,7 +61,8 @@ class Pool {
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable wake_;
   std::condition_variable ended_;
-  std::size_t at_work_ = 0;  // threads that have not ended
+  std::atomic<Start> newest_{Start::kUnderWay};  // of the thread made last
+  std::size_t at_work_ = 0;                      // threads that have not ended
   BatchQueue queue_;
   std::vector<std::weak_ptr<Flow>> flows_;
   std::vector<std::thread> threads_;
