@@ -21,7 +21,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from benchmarks.harness.audit import Opened
@@ -40,6 +39,7 @@ from benchmarks.loaders import rate_of
 from benchmarks.loaders.torch_huggingface import TorchOver
 from shufflestore.dataset.stream import Stream, planned
 from shufflestore.loader.huggingface import recognise
+from shufflestore.loader.records import FromRecords
 from shufflestore.orders import kernels
 from shufflestore.orders.epoch import make_order
 from shufflestore.orders.partition import Partition, Topology
@@ -129,15 +129,11 @@ class Served:
     def batches(self, epoch: int) -> Iterator[Any]:
         """Return the epoch's batches."""
         data, served, collate = self._data, self._served, self._collate
-
-        def collated(ids: NDArray[np.int64], columns: Any) -> Any:
-            assert collate is not None
-            return collate(served.records(ids, columns))
-
         order = make_order("global", len(data), 1, epoch)
         plan = planned(Partition(len(data), self._size, Topology(0, 1), "uneven", 0), order, data.selection)
         projection = data.projection(None, served.widen)
-        return Stream(data.reading, projection, plan, served.collate if collate is None else collated, None)
+        finish = served.collate if collate is None else FromRecords(collate, served.records)
+        return Stream(data.reading, projection, plan, finish, None)
 
     def close(self) -> None:
         """Close the files."""

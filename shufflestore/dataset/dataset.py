@@ -280,9 +280,8 @@ class Dataset:
         """
         numbers = self._numbers(ids)
         self._check(numbers)
-        return records_of(
-            self.columns_at(self._selection.ids(numbers), self.projection()), len(numbers), self.manifest.schema
-        )
+        columns = self.columns_at(self._selection.ids(numbers), self.projection())
+        return records_of(self.manifest.schema, numbers, columns)
 
     # -- batches -----------------------------------------------------------------------------------
 

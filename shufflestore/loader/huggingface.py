@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
+from shufflestore.collate.tables import rows_of
 from shufflestore.dataset.dataset import Dataset, Origin
 from shufflestore.dataset.inplace import beside, cache_folder
 from shufflestore.dataset.opening import open as open_dataset
@@ -171,12 +172,7 @@ class Served:
         parts = {name: values.records() for name, values in self._values(len(ids), columns).items()}
         if self._format == "custom":
             return self._transformed(parts)
-        # A quarter of the time that `dict(zip(names, row))` takes for each record.
-        made: list[dict[str, Any]] = [{} for _ in range(len(ids))]
-        for name, values in parts.items():
-            for record, value in zip(made, values, strict=True):
-                record[name] = value
-        return made
+        return rows_of(parts, len(ids))
 
     def _values(self, count: int, columns: dict[str, Column]) -> dict[str, Values]:
         made: dict[str, Values | None] = {name: rule(columns[file]) for name, file, rule in self._rules}

@@ -25,6 +25,9 @@ from shufflestore.format.decode import Column
 __all__ = ["Plain", "Ragged", "Rule", "Stacked", "Values", "rule_for", "table_array"]
 
 _INT64_MAX: Final = np.uint64(2**63 - 1)
+_ViewsOnTheirOwn = torch._C._AutoDispatchBelowADInplaceOrView
+"""Where torch keeps no book of which tensor is a view of which, as in its own custom operators: views of one tensor
+would refuse to be written to where gradients are recorded, and take a third longer to make."""
 
 
 class Values(Protocol):
@@ -69,8 +72,8 @@ class Stacked:
         """Return tensors, arrays or numpy scalars, or nested lists."""
         array = self.array
         if self.format == "torch":
-            # Not `unbind`: its views refuse to be written to where gradients are recorded.
-            return list(map(torch.from_numpy, array if array.ndim > 1 else [array[i, ...] for i in range(len(array))]))
+            with _ViewsOnTheirOwn():
+                return list(torch.from_numpy(array).unbind())
         return list(array) if self.format == "numpy" else array.tolist()
 
     def collated(self) -> Any:
@@ -100,9 +103,8 @@ class Ragged:
     def records(self) -> list[Any]:
         """Return tensors, arrays or lists that share one memory."""
         if self.format == "torch":
-            # As `split`, but what comes out may be written to where gradients are recorded.
-            sizes = np.diff(self.offsets).tolist()
-            return list(torch.unsafe_split_with_sizes(torch.from_numpy(self.values), sizes))
+            with _ViewsOnTheirOwn():
+                return list(torch.from_numpy(self.values).split_with_sizes(np.diff(self.offsets).tolist()))
         values: Any = self.values if self.format is not None else self.values.tolist()
         return [values[a:b] for a, b in pairwise(self.offsets.tolist())]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from shufflestore.loader.fetch import BadRow, FetchOptions, OnError
 from shufflestore.loader.huggingface import Served
 from shufflestore.loader.iterators import Instead, MultiProcess, Tally
 from shufflestore.loader.options import LoaderOptions
+from shufflestore.loader.records import FromRecords
 from shufflestore.loader.telemetry import next_in_range
 from shufflestore.loader.transform import Transformed
 from shufflestore.orders.epoch import Order
@@ -99,9 +101,9 @@ class Native:
         """What puts batches together."""
         options, schema, served = self.options, self.dataset.manifest.schema, self._served
         if served is not None:
-            return served.collate if self.collate_fn is None else _ServedRecords(self.collate_fn, served)
+            return served.collate if self.collate_fn is None else FromRecords(self.collate_fn, served.records)
         if self.collate_fn is not None:
-            return _Records(self.collate_fn, schema)
+            return FromRecords(self.collate_fn, partial(records_of, schema))
         return assembler(
             schema, self.projection.names, "arrow" if options.format == "arrow" else "arrays", options.layout,
             options.fill_nulls, tensor if options.format == "torch" else None, options.return_ids,
@@ -227,26 +229,6 @@ class _Careful(Iterator[Any]):
 
 
 # -- worker processes for the user's own code ------------------------------------------------------
-
-
-class _Records:
-    """Puts batches together with a user's collate function, from record dicts."""
-
-    def __init__(self, collate_fn: Callable[[Any], Any], schema: Any) -> None:
-        self._collate_fn, self._schema = collate_fn, schema
-
-    def __call__(self, ids: NDArray[np.int64], columns: dict[str, Column]) -> Any:
-        return self._collate_fn(records_of(columns, len(ids), self._schema))
-
-
-class _ServedRecords:
-    """Puts batches together with a user's collate function, from what a Hugging Face data set's records would be."""
-
-    def __init__(self, collate_fn: Callable[[Any], Any], served: Served) -> None:
-        self._collate_fn, self._served = collate_fn, served
-
-    def __call__(self, ids: NDArray[np.int64], columns: dict[str, Column]) -> Any:
-        return self._collate_fn(self._served.records(ids, columns))
 
 
 class _Collated:
