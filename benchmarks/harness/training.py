@@ -191,6 +191,7 @@ if __name__ == "__main__":
     results = run(is_small=not torch.cuda.is_available())
     out = Path(sys.argv[1])
     results["torch"] = torch.__version__
+    out.mkdir(parents=True, exist_ok=True)
     (out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
     lines = ["# Training on a device, end to end", "", "`python -m benchmarks.harness.training OUT_FOLDER`", ""]
     (out / "training.md").write_text(
