@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run with & by a script, which every child would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A kernel's first call compiles it, which takes longer than Hypothesis' default deadline.
 settings.register_profile("shufflestore", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)

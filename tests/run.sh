@@ -50,6 +50,15 @@ native_tests() {
   .venv/bin/ctest --test-dir "$build" --output-on-failure
 }
 
+# ended PID LOG: wait for what was started before, show what it said, and return its exit code.
+ended() {
+  local code
+  wait "$1"
+  code=$?
+  cat "$2"
+  return "$code"
+}
+
 # run_pytest NAME ARGUMENT...: its last line is kept for the end. No test at all (5) is no failure.
 run_pytest() {
   local name="$1" code
@@ -75,14 +84,20 @@ python_tests() {
 }
 
 campaign() {
-  step "campaigns" run_pytest campaign -n 0 -m campaign --timeout 3600 tests
+  step "campaigns" run_pytest campaign -n 0 -m campaign --timeout 3600 -o faulthandler_timeout=3500 tests
 }
 
 make_environment test,lint cmake ninja nanobind clang-format || exit 1
 
 for wanted in "${@:-all}"; do
   case "$wanted" in
-    all) lint; step "native tests, ASan and UBSan" native_tests; python_tests ;;
+    all)
+      native_tests >"$logs/native" 2>&1 &  # each takes one core
+      native=$!
+      lint
+      step "native tests, ASan and UBSan" ended "$native" "$logs/native"
+      python_tests
+      ;;
     lint) lint ;;
     native) step "native tests, ASan and UBSan" native_tests ;;
     pytest) python_tests ;;

@@ -176,12 +176,14 @@ class Reading:
         shard, chunk, row = places.shard, places.chunk, places.row
         pieces: list[pa.Array] = []
         order: list[NDArray[np.int64]] = []
-        keys = np.stack([shard, chunk], axis=1)[whole]
-        distinct, which = np.unique(keys, axis=0, return_inverse=True)
         where = np.flatnonzero(whole)
-        arrays = self._chunks(column, [(int(s), int(c)) for s, c in distinct])
+        # One number for both, far below 2^63. As rows or fields numpy would compare them in Python code, where it
+        # makes a TypeError of a KeyboardInterrupt.
+        above = int(chunk.max(initial=0)) + 1
+        distinct, which = np.unique(shard[where] * above + chunk[where], return_inverse=True)
+        arrays = self._chunks(column, [divmod(key, above) for key in distinct.tolist()])
         for i, array in enumerate(arrays):
-            mine = where[which.reshape(-1) == i]
+            mine = where[which == i]
             pieces.append(array.take(integer_array(row[mine])))
             order.append(mine)
         if not whole.all():
