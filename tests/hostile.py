@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from shufflestore import _native
 from shufflestore.dataset.inplace import shard_entry
-from shufflestore.errors import ShuffleStoreError
+from shufflestore.errors import FormatError, ShuffleStoreError
 from shufflestore.format.arrowfile import scan
 from shufflestore.format.layout import FIXED
 from shufflestore.format.manifest import SHARD_TABLE, Manifest, Shards, Split, _canonical, _seal, snapshot_name
@@ -300,6 +300,19 @@ def bombs() -> Iterator[tuple[str, MemoryStore]]:
         splits = [{"name": "train", "record_count": len(big), "shard_count": 1}]
         files = {"a.arrow": data, "a.rows": joined(built)}
         yield str(claim), store_of([entry], files, schema=schema, splits=splits, record_count=len(big))
+
+
+def complaints(data: bytes, parse: Callable[[bytes], object]) -> list[str]:
+    """Change each bit of some bytes in turn; return what the errors say of those that are refused."""
+    messages = []
+    for bit in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        try:
+            parse(bytes(changed))
+        except FormatError as error:
+            messages.append(str(error))
+    return messages
 
 
 def refused(attempt: Attempt) -> str:

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 from datasets import Array2D, ClassLabel, Features, LargeList, List, Value
 
-from shufflestore.errors import CorruptData, FormatError, UnsupportedFeature
+from shufflestore.errors import CorruptData, UnsupportedFeature
 from shufflestore.format import layout
 from shufflestore.format.layout import parse_header
 from shufflestore.format.narrow import check_narrow, narrow_of, narrowable, narrowest, shard_tree, stored_schema
 from shufflestore.format.schema import build_tree
+from tests.hostile import complaints
 from tests.invented import arrow_bytes, index_of, memory_store, opened
 
 INT = pa.int64()
@@ -185,14 +186,7 @@ def test_a_header_whose_features_and_widths_disagree_is_refused():
 
 
 def test_every_flip_of_a_narrow_header_is_named_or_harmless():
-    told, messages = built().header.encode(), []
-    for bit in range(8 * len(told)):
-        changed = bytearray(told)
-        changed[bit // 8] ^= 1 << bit % 8
-        try:
-            parse_header(bytes(changed), TREE, None, "i")
-        except FormatError as error:
-            messages.append(str(error))
+    messages = complaints(built().header.encode(), lambda changed: parse_header(changed, TREE, None, "i"))
     assert len(messages) > 1000
     assert all(message.startswith("i: ") for message in messages)
 
