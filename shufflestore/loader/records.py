@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,9 +46,25 @@ class FromRecords:
 def _uncollected() -> Iterator[None]:
     """Keep the collector of cycles from running, unless it was off before."""
     was_on = gc.isenabled()
-    gc.disable()
     try:
+        if was_on:
+            _waits.append(None)
+            gc.disable()
         yield
     finally:
         if was_on:
             gc.enable()
+            _waits.pop()
+
+
+_waits: list[None] = []
+"""One for each thread that has turned the collector off for a batch."""
+
+
+def _go_on_in_child() -> None:
+    """A process forked meanwhile has not the thread that would turn it on again."""
+    if _waits:
+        gc.enable()
+
+
+os.register_at_fork(after_in_child=_go_on_in_child)

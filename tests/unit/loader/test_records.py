@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import shufflestore as ss
-from tests.scenes import save
+from tests.scenes import child_code, save
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +37,12 @@ def test_the_collector_goes_on_when_a_collate_function_fails(tmp_path: Path):
     with pytest.raises(ZeroDivisionError):
         batches(tmp_path, lambda records: 1 // 0)
     assert gc.isenabled()
+
+
+def test_a_process_forked_meanwhile_collects(tmp_path: Path):
+    save(tmp_path)
+
+    def child() -> None:
+        assert gc.isenabled()
+
+    assert batches(tmp_path, lambda records: (gc.isenabled(), child_code(child))) == [(False, 0)] * 10
