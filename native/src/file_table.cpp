@@ -10,6 +10,8 @@
 #include <limits>
 #include <stdexcept>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "shufflestore/error.hpp"
 
@@ -155,13 +157,16 @@ std::unique_ptr<OpenFile> FileTable::open_file(const FileEntry& entry) const {
 void FileTable::evict(std::size_t keep) {
   const std::scoped_lock lock(mutex_);
   if (open_.size() > keep) {
-    const auto oldest_first = [this](std::uint32_t a, std::uint32_t b) {
-      return files_[a].last_used.load(std::memory_order_relaxed) <
-             files_[b].last_used.load(std::memory_order_relaxed);
-    };
+    // As they are now: others go on using files, and what is sorted must not change meanwhile.
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> moments;
+    moments.reserve(open_.size());
+    for (const std::uint32_t number : open_) {
+      moments.emplace_back(files_[number].last_used.load(std::memory_order_relaxed), number);
+    }
     const std::size_t count = open_.size() - keep;
-    std::nth_element(open_.begin(), open_.begin() + static_cast<std::ptrdiff_t>(count) - 1, open_.end(),
-                     oldest_first);
+    std::nth_element(moments.begin(), moments.begin() + static_cast<std::ptrdiff_t>(count) - 1,
+                     moments.end());
+    std::ranges::transform(moments, open_.begin(), [](const auto& moment) { return moment.second; });
     retired_.reserve(retired_.size() + count);
     for (std::size_t i = 0; i < count; ++i) {
       std::unique_ptr<OpenFile> file(files_[open_[i]].open.exchange(nullptr));

@@ -29,6 +29,22 @@ TEST(thousands_of_files_are_read_with_a_few_open) {
   }
 }
 
+TEST(files_that_are_in_use_make_room_for_others_meanwhile) {
+  std::vector<std::unique_ptr<TempFile>> files;
+  for (int i = 0; i < 80; ++i)
+    files.push_back(std::make_unique<TempFile>(Bytes(64, static_cast<std::uint8_t>(i))));
+  for (const char* engine : kEngines) {
+    Reader reader(engine, 8, 64);  // most reads are of files that are open, and make them the newest
+    for (const auto& file : files) reader.add(file->path(), 64);
+    std::vector<Read> reads;
+    for (std::uint32_t i = 0; i < 60'000; ++i) reads.push_back(copy_read(0, i, 1, i * 7919 % 80));
+    const auto batch = submit(reader, reads, reads.size());
+    CHECK(finish(batch) && !batch->failure().has_value());
+    const auto out = batch->take();
+    for (std::uint32_t i = 0; i < reads.size(); ++i) CHECK(out[0].data()[i] == i * 7919 % 80);
+  }
+}
+
 TEST(a_missing_file_and_a_folder_are_errors_with_their_number) {
   for (const char* engine : kEngines) {
     Reader reader(engine, 1, 0);
