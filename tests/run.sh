@@ -10,7 +10,7 @@ source .ci/environment.sh
 
 failed=()
 logs="$(mktemp -d)"
-trap 'rm -rf "$logs"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$logs"' EXIT
 
 # step NAME COMMAND...: run it, time it, remember if it failed.
 step() {
@@ -87,6 +87,12 @@ campaign() {
   step "campaigns" run_pytest campaign -n 0 -m campaign --timeout 3600 -o faulthandler_timeout=3500 tests
 }
 
+for wanted in "$@"; do
+  case "$wanted" in
+    all | lint | native | pytest | campaign) ;;
+    *) echo "no step '$wanted'; there are: all, lint, native, pytest, campaign" >&2; exit 2 ;;
+  esac
+done
 make_environment test,lint cmake ninja nanobind clang-format || exit 1
 
 for wanted in "${@:-all}"; do
@@ -102,7 +108,6 @@ for wanted in "${@:-all}"; do
     native) step "native tests, ASan and UBSan" native_tests ;;
     pytest) python_tests ;;
     campaign) campaign ;;
-    *) echo "no step '$wanted'; there are: all, lint, native, pytest, campaign" >&2; exit 2 ;;
   esac
 done
 

@@ -6,7 +6,6 @@ python -m benchmarks.harness.training OUT_FOLDER    # on a machine with a GPU; l
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -186,12 +185,15 @@ def run(is_small: bool, rounds: int = 3) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    import argparse
     import json
 
-    results = run(is_small=not torch.cuda.is_available())
-    out = Path(sys.argv[1])
-    results["torch"] = torch.__version__
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.harness.training", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, metavar="OUT_FOLDER", help="is made; gets training.json and training.md")
+    out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
+    results = run(is_small=not torch.cuda.is_available())
+    results["torch"] = torch.__version__
     (out / "training.json").write_text(json.dumps(results, indent=1) + "\n")
     lines = ["# Training on a device, end to end", "", "`python -m benchmarks.harness.training OUT_FOLDER`", ""]
     (out / "training.md").write_text(

@@ -19,9 +19,7 @@ std::shared_ptr<Pending> BatchQueue::pop_front() noexcept {
 }
 
 void BatchQueue::append(BatchQueue& other) noexcept {
-  if (other.empty()) return;
-  (first_ == nullptr ? first_ : last_->next_) = std::move(other.first_);
-  last_ = other.last_;
+  while (!other.empty()) push_back(other.pop_front());
 }
 
 void BatchQueue::clear() noexcept {

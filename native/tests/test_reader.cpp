@@ -194,6 +194,34 @@ TEST(close_with_reads_in_flight_ends_them_and_refuses_more) {
   }
 }
 
+TEST(close_ends_batches_that_wait_for_room_in_several_flows) {
+  const Bytes data = noise(1'000'000);
+  const TempFile file(data);
+  for (const char* engine : kEngines) {
+    Reader reader(engine, 2, 0);
+    reader.add(file.path(), data.size());
+    const std::uint64_t end = 1, size = 1'000;
+    const std::vector<Read> read{copy_read(0, 0, size)};
+    std::vector<Reader::Batch> batches;
+    for (int i = 0; i < 5; ++i) {
+      const auto flow =
+          reader.flow(2'500);  // two of its batches start, the others wait until those are taken
+      for (int j = 0; j < 7; ++j) {
+        batches.push_back(reader.submit(read, std::span(&end, 1), std::span(&size, 1), 1, flow)[0]);
+      }
+    }
+    reader.close();
+    int closed = 0;
+    for (const auto& batch : batches) {
+      CHECK(finish(batch));
+      const auto failure = batch->failure();
+      if (failure.has_value()) CHECK(failure->kind == FailureKind::kClosed);
+      closed += failure.has_value() ? 1 : 0;
+    }
+    CHECK(closed >= 5 * 5);  // all that waited for room
+  }
+}
+
 TEST(an_engine_that_nobody_has_is_refused_by_name) {
   CHECK(check::throws<std::invalid_argument>([] { Reader("warp", 1, 0); }));
   CHECK(check::throws<std::invalid_argument>([] { Reader("mmap", 0, 0); }));
