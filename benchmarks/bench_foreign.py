@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 import shufflestore as ss
+from benchmarks.harness.measure import Comparison, Sample, Sampled
 from benchmarks.harness.report import Figure, Report
 from benchmarks.harness.workload import Workload
 
@@ -50,8 +52,8 @@ class Computing(Waiting):
         return number, sum(i & number for i in range(500))
 
 
-def rate(make: Callable[[], Any]) -> float:
-    """Records a second from the first batch of each worker on; each record was delivered once."""
+def sample(make: Callable[[], Any]) -> Sample:
+    """From the first batch of each worker on; each record was delivered once."""
     loader = make()
     ids, times = [], []
     for batch in loader:
@@ -61,23 +63,14 @@ def rate(make: Callable[[], Any]) -> float:
     records = sum(map(len, ids[skipped:]))
     whole = torch.cat(ids).sort().values
     assert torch.equal(whole, torch.arange(len(loader.dataset))), "a record is lost or came twice"
-    return records / (times[-1] - times[skipped - 1])
+    return Sample(times[-1] - times[skipped - 1], records)
 
 
-def compare(
-    makes: dict[str, Callable[[], Any]], rounds: int, benchmark: Any
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Interleaved rounds, each beginning with another contender: median rates, and all of them."""
-    found: dict[str, list[float]] = {name: [] for name in makes}
-    order = list(makes)
-
-    def once() -> None:
-        order.append(order.pop(0))
-        for name in order:
-            found[name].append(rate(makes[name]))
-
-    benchmark.pedantic(once, rounds=rounds, iterations=1)
-    return {name: statistics.median(rates) for name, rates in found.items()}, found
+def compare(makes: dict[str, Callable[[], Any]], rounds: int, benchmark: Any) -> tuple[Comparison, dict[str, float]]:
+    """Measure loaders; return that and their median rates. The first is what others are compared with."""
+    comparison = Comparison([Sampled(name, partial(sample, make)) for name, make in makes.items()], next(iter(makes)))
+    benchmark.pedantic(comparison.round, setup=comparison.rest, rounds=rounds, iterations=1)
+    return comparison, {row["name"]: row["records_per_second"] for row in comparison.rows()}
 
 
 @pytest.mark.timeout(0)
@@ -94,7 +87,7 @@ def test_waiting(benchmark: Any, workload: Workload, rounds: int) -> None:
             Waiting(big, seconds), BATCH, shuffle=True, fetch_threads=32
         ),
     }
-    medians, _ = compare(makes, rounds if workload.is_timed else 1, benchmark)
+    _, medians = compare(makes, rounds if workload.is_timed else 1, benchmark)
     report = Report("foreign-waiting", "Map-style data set whose records wait 10 ms", COMMAND)
     report.figures = [
         Figure("records/s, 2 workers x 16 threads (ideal 3,200)", medians["ours, 2 workers x 16 threads"], 2900)
@@ -113,10 +106,9 @@ def test_overhead(benchmark: Any, workload: Workload, rounds: int, workers: int)
         "torch": lambda: Torch(data, BATCH, num_workers=workers),
         "ours": lambda: ss.DataLoader(data, BATCH, num_workers=workers, fetch_threads=1),
     }
-    medians, found = compare(makes, 2 * rounds - 1 if workload.is_timed else 1, benchmark)
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(found["ours"], found["torch"], strict=True))
+    comparison, medians = compare(makes, 2 * rounds - 1 if workload.is_timed else 1, benchmark)
     report = Report(f"foreign-overhead-{workers}", f"Records that only compute, {workers} workers", COMMAND)
-    report.figures = [Figure("ours / torch's loader", ratio, 0.97)]
+    report.figures = [Figure("ours / torch's loader", statistics.median(comparison.ratios("ours")), 0.97)]
     report.notes = {f"records/s, {name}": round(value) for name, value in medians.items()}
     if workload.is_timed:
         report.write(is_full=True)

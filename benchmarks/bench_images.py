@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import shufflestore as ss
+from benchmarks.harness.measure import Comparison, Sample, Sampled
 from benchmarks.harness.report import Figure, Report
 from benchmarks.harness.workload import Workload
 from benchmarks.micro.bench_images import files
@@ -65,26 +66,28 @@ def alone(paths: list[Path]) -> int:
     return sum(int(decode(path.read_bytes())[0, 0, 0]) for path in paths)
 
 
-def alone_rate(pool: Any, parts: list[list[Path]], edge: int) -> float:
-    """Images a second of two processes; as for the loaders, much work before the clock and a rest afterwards."""
+def alone_sample(pool: Any, parts: list[list[Path]], edge: int) -> Sample:
+    """The decoder in two processes; as for the loaders, much work before the clock and a rest afterwards."""
     times = [time.perf_counter() for _ in pool.imap_unordered(alone, parts)]
     first = edge * BATCH // len(parts[0])
-    rate = sum(map(len, parts[first:])) / (times[-1] - times[first - 1])
-    time.sleep(edge * BATCH / rate)
-    return rate
+    sample = Sample(times[-1] - times[first - 1], sum(map(len, parts[first:])))
+    time.sleep(edge * BATCH / sample.rate)
+    return sample
 
 
 class Slices:
     """A loader that is asked for some batches now and then, so that others can be measured a moment later."""
 
-    def __init__(self, make: Callable[[int], Any], sums: list[int], rounds: int, edge: int, counted: int) -> None:
-        self.edge, self.counted, self.sums = edge, counted, sums
-        self.length = rounds * (edge + counted) * BATCH
+    def __init__(
+        self, name: str, make: Callable[[int], Any], sums: list[int], rounds: int, edge: int, counted: int
+    ) -> None:
+        self.name, self.edge, self.counted, self.sums = name, edge, counted, sums
+        self.length = (rounds * (edge + counted) + edge) * BATCH  # there is work behind the last slice, too
         self.batches = iter(make(self.length))
         self.came: list[torch.Tensor] = []
 
-    def rate(self) -> float:
-        """Images a second while all workers are busy; each came once, with the pixels that it has. Leaves them idle."""
+    def measure(self, number: int) -> Sample:
+        """While all workers are busy; the images have the pixels that they should. Leaves the workers idle."""
         kept, times = [], []
         for step in range(self.edge + self.counted):
             ids, pixels = next(self.batches)
@@ -92,35 +95,19 @@ class Slices:
             self.came.append(ids)
             if step % 8 == 0:
                 kept.append((ids, pixels))
-        rate = self.counted * BATCH / (times[-1] - times[self.edge - 1])
-        time.sleep(self.edge * BATCH / rate)  # they fill their queues
+        sample = Sample(times[-1] - times[self.edge - 1], self.counted * BATCH)
+        time.sleep(self.edge * BATCH / sample.rate)  # they fill their queues
         for ids, pixels in kept:
-            for number, image in zip(ids.tolist(), pixels, strict=True):
+            for image_number, image in zip(ids.tolist(), pixels, strict=True):
                 found = int(image.sum(dtype=torch.int64))
-                assert found == self.sums[number % len(self.sums)], f"image {number} is another one"
-        return rate
+                assert found == self.sums[image_number % len(self.sums)], f"image {image_number} is another one"
+        return sample
 
     def close(self) -> None:
-        """End the workers. Each image came at most once."""
-        numbers = torch.cat(self.came)
-        assert len(numbers.unique()) == len(numbers), "an image came twice"
-        assert 0 <= int(numbers.min()) <= int(numbers.max()) < self.length
-        del self.batches
-
-
-def compared(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Rates round by round, each in an order of its own: a machine is faster after a rest."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    shuffled = random.Random(1)
-    for _ in range(rounds):
-        for name in shuffled.sample(list(contenders), len(contenders)):
-            found[name].append(contenders[name]())
-    return found
-
-
-def ratio(found: dict[str, list[float]], name: str, other: str) -> float:
-    """Median of the ratios within a round."""
-    return statistics.median(a / b for a, b in zip(found[name], found[other], strict=True))
+        """Take what is left. Each image came once."""
+        self.came += [ids for ids, _ in self.batches]
+        whole = torch.cat(self.came).sort().values
+        assert torch.equal(whole, torch.arange(self.length)), "an image is lost or came twice"
 
 
 @pytest.mark.timeout(0)
@@ -131,56 +118,59 @@ def test_folder(benchmark: Any, workload: Workload, rounds: int, tmp_path: Path,
         (tmp_path / f"{number:03}.jpg").write_bytes(data)
     sums = [int(decode(data).astype(np.int64).sum()) for data in files()]
     rounds, edge, counted = (7 * rounds, EDGE, COUNTED) if workload.is_timed else (1, 1, 2)
+    tries = max(rounds // 6, 1)
 
-    def slices(loader: Any, workers: int, times: int) -> Slices:
+    def slices(name: str, loader: Any, workers: int, times: int) -> Slices:
         def make(length: int) -> Any:
             return loader(Pictures(tmp_path, length, milliseconds / 1000), BATCH, shuffle=True, num_workers=workers)
 
-        return Slices(make, sums, times, edge, counted)
+        return Slices(name, make, sums, times, edge, counted)
 
-    def measured(
-        running: dict[str, Slices], others: dict[str, Callable[[], float]], times: int
-    ) -> dict[str, list[float]]:
-        found = compared({**others, **{name: one.rate for name, one in running.items()}}, times)
-        for one in running.values():
-            one.close()
-        return found
-
-    tries = max(rounds // 6, 1)
     counts = (0, 1, 2, 4, 8) if workload.is_timed else (0, 2)
-    trial = measured({str(n): slices(Torch, n, tries) for n in counts}, {}, tries)
-    best = max(trial, key=lambda n: ratio(trial, n, "0"))
-    alone_in_process = measured({"ours": slices(ss.DataLoader, 0, 1)}, {}, 1)["ours"][0]
+    torchs = [slices(f"torch, {n} workers", Torch, n, tries) for n in counts]
+    trial = Comparison([*torchs, slices("ours, 1 process", ss.DataLoader, 0, tries)], "torch, 0 workers")
+    for _ in range(tries):
+        trial.round()
+    close(trial)
+    best = max(counts, key=lambda n: statistics.median(trial.ratios(f"torch, {n} workers")))
 
     with multiprocessing.get_context("fork").Pool(2) as pool:
         paths = sorted(tmp_path.glob("*.jpg"))
         parts = [[paths[(at + i) % len(paths)] for i in range(8)] for at in range(0, (edge + counted) * BATCH, 8)]
-
-        running = {
-            "torch": slices(Torch, int(best), rounds),
-            "ours": slices(ss.DataLoader, 2, rounds),
-        }
-        found: dict[str, list[float]] = benchmark.pedantic(
-            lambda: measured(running, {DECODER: lambda: alone_rate(pool, parts, edge)}, rounds), rounds=1, iterations=1
+        comparison = Comparison(
+            [
+                Sampled(DECODER, partial(alone_sample, pool, parts, edge)),
+                slices("torch", Torch, best, rounds),
+                slices("ours", ss.DataLoader, 2, rounds),
+            ],
+            "ours",
         )
+        benchmark.pedantic(comparison.round, rounds=rounds, iterations=1)
+        close(comparison)
 
-    report = _report(found, milliseconds)
-    report.notes |= {
-        "images/s, ours, 1 process (one slice)": round(alone_in_process),
-        "images/s by workers, torch": {int(n): round(statistics.median(values)) for n, values in trial.items()},
-        "torch's workers": int(best),
+    report = Report(
+        f"images-{milliseconds}ms", f"100 KB JPEGs to 224 x 224, each read waits {milliseconds} ms", COMMAND,
+        "ours", comparison.rows(),
+    )  # fmt: skip
+    report.figures = [Figure("ours, 2 workers / torch's loader, best workers", beside(comparison, "torch"), 1.0)]
+    if not milliseconds:
+        report.figures.append(Figure("ours, 2 workers / the decoder alone", beside(comparison, DECODER), 0.95))
+    report.notes = {
+        "torch's workers": best,
+        "images/s of the trial": {row["name"]: round(row["records_per_second"]) for row in trial.rows()},
         "rounds": rounds,
     }
     if workload.is_timed:
         report.write(is_full=True)
 
 
-def _report(found: dict[str, list[float]], milliseconds: int) -> Report:
-    report = Report(
-        f"images-{milliseconds}ms", f"100 KB JPEGs to 224 x 224, each read waits {milliseconds} ms", COMMAND
-    )
-    report.figures = [Figure("ours, 2 workers / torch's loader, best workers", ratio(found, "ours", "torch"), 1.0)]
-    if not milliseconds:
-        report.figures.append(Figure("ours, 2 workers / the decoder alone", ratio(found, "ours", DECODER), 0.95))
-    report.notes = {f"images/s, {name}": round(statistics.median(values)) for name, values in found.items()}
-    return report
+def close(comparison: Comparison) -> None:
+    """End the workers of its loaders."""
+    for contender in comparison.contenders:
+        if isinstance(contender, Slices):
+            contender.close()
+
+
+def beside(comparison: Comparison, other: str) -> float:
+    """Ours over another."""
+    return statistics.median(comparison.ratios("ours", other))

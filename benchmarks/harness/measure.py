@@ -21,7 +21,7 @@ from benchmarks.harness.audit import Wrong, check_batch, check_ids
 from benchmarks.harness.workload import Workload, ids_of, lengths_of
 from benchmarks.loaders import Rival
 
-__all__ = ["Clock", "Comparison", "Contender", "Epoch", "Sample", "Timed"]
+__all__ = ["Clock", "Comparison", "Contender", "Epoch", "Sample", "Sampled", "Timed"]
 
 _SAMPLED = 32
 """Batches of a timed epoch that are kept and checked in full when the clock stands."""
@@ -97,6 +97,18 @@ class Timed:
         if self.after is not None:
             self.after()
         return sample
+
+
+@dataclass
+class Sampled:
+    """A contender that is a function with a clock of its own."""
+
+    name: str
+    work: Callable[[], Sample]
+
+    def measure(self, number: int) -> Sample:
+        """Run it once."""
+        return self.work()
 
 
 @dataclass
