@@ -33,7 +33,7 @@ golden_stub() {
     { echo "the extension and its stub differ; if meant: python -m nanobind.stubgen -m shufflestore._native -o shufflestore/_native.pyi"; return 1; }
 }
 
-lint() {
+do_lint() {
   step "ruff check" .venv/bin/ruff check .
   step "ruff format" .venv/bin/ruff format --check --quiet .
   step "mypy" .venv/bin/mypy
@@ -77,39 +77,33 @@ summaries() {
   done
 }
 
-python_tests() {
+do_pytest() {
   local all=(tests shufflestore benchmarks)
   step "tests, one at a time" run_pytest 1-serial -n 0 -m "serial and not campaign" "${all[@]}"
   step "tests" run_pytest 2-parallel -n 2 --dist worksteal --durations 25 --durations-min 5 -m "not serial and not campaign" "${all[@]}"
 }
 
-campaign() {
+do_native() { step "native tests, ASan and UBSan" native_tests; }
+
+do_campaign() {
   step "campaigns" run_pytest campaign -n 0 -m campaign --timeout 3600 -o faulthandler_timeout=3500 tests
 }
 
+do_all() {
+  native_tests >"$logs/native" 2>&1 &  # each takes one core
+  local native=$!
+  do_lint
+  step "native tests, ASan and UBSan" ended "$native" "$logs/native"
+  do_pytest
+}
+
 for wanted in "$@"; do
-  case "$wanted" in
-    all | lint | native | pytest | campaign) ;;
-    *) echo "no step '$wanted'; there are: all, lint, native, pytest, campaign" >&2; exit 2 ;;
-  esac
+  declare -F "do_$wanted" >/dev/null ||
+    { echo "no step '$wanted'; there are: all, lint, native, pytest, campaign" >&2; exit 2; }
 done
 make_environment test,lint cmake ninja nanobind clang-format || exit 1
 
-for wanted in "${@:-all}"; do
-  case "$wanted" in
-    all)
-      native_tests >"$logs/native" 2>&1 &  # each takes one core
-      native=$!
-      lint
-      step "native tests, ASan and UBSan" ended "$native" "$logs/native"
-      python_tests
-      ;;
-    lint) lint ;;
-    native) step "native tests, ASan and UBSan" native_tests ;;
-    pytest) python_tests ;;
-    campaign) campaign ;;
-  esac
-done
+for wanted in "${@:-all}"; do "do_$wanted"; done
 
 echo "-- $SECONDS s in all"
 if [ ${#failed[@]} -gt 0 ]; then
