@@ -23,15 +23,10 @@ NATIVE = sorted(p for p in (ROOT / "native").rglob("*") if p.suffix in (".cpp", 
 MARKDOWN = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "changelog").glob("*.md")])
 
 LONG_FILES = {
-    "tests/unit/convert/test_run.py": "every promise of one function, convert",
     "shufflestore/convert/base.py": "one contract: what a source, its pieces and its options are, and how one is found",
-    "shufflestore/dataset/residency.py": "what is fetched, what is kept, and what makes room: one lock holds it together",
-    "shufflestore/dataset/dataset.py": "one public class, most of it documentation",
     "shufflestore/format/encode.py": "one builder, the mirror of resolve and decode",
     "shufflestore/loader/loader.py": "one public class, most of it documentation",
     "shufflestore/orders/kernels.py": "the numpy twin and the compiled kernel, to be read side by side",
-    "tests/conformance/test_stores.py": "one suite that every store passes",
-    "tests/hostile.py": "one collection of hostile files",
 }
 """Python files over 400 lines, and why each is better read as one."""
 LONG_FUNCTIONS = {
@@ -85,8 +80,8 @@ def test_python_files_have_at_most_400_lines():
     sizes = {name_of(p): len(p.read_text("utf-8").splitlines()) for p in PYTHON}
     too_long = {name: size for name, size in sizes.items() if size > 400 and name not in LONG_FILES}
     assert not too_long, "split them, or say in LONG_FILES why they are better read as one"
-    gone = [name for name in LONG_FILES if name not in sizes]
-    assert not gone, "LONG_FILES names files that are no more"
+    short = [name for name in LONG_FILES if sizes.get(name, 0) <= 400]
+    assert not short, "LONG_FILES names files that need no reason"
 
 
 def test_native_files_have_at_most_350_lines():
