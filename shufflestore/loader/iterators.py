@@ -1,8 +1,8 @@
 """torch's own iterators, with records fetched together and with a count of what arrived.
 
 torch's machinery of worker processes (queues, signals, pinning, time-outs, persistence) is kept as it is.
-A worker differs in two things: what turns indices into data, and that it looks at the batches behind the one it
-is asked for.
+A worker differs in three things: what turns indices into data, that it looks at the batches behind the one it is
+asked for, and the memory in which its batches cross to the parent.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.utils.data import _utils
 from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoaderIter, _SingleProcessDataLoaderIter
 
 from shufflestore.loader.fetch import BadRow, Delivered, Fetcher, FetchOptions, Task
+from shufflestore.loader.segments import SegmentPool, SegmentQueue, SegmentTable
 from shufflestore.loader.telemetry import Meter, batch_bytes
 
 __all__ = ["Instead", "MultiProcess", "SingleProcess", "Tally"]
@@ -182,10 +183,11 @@ class MultiProcess(_MultiProcessingDataLoaderIter):
         self._is_primed = False
         self._is_map = loader._dataset_kind == _DatasetKind.Map
         self._is_ours = self._is_map and not (options.is_plain and loader.in_order)
-        if self._is_ours:
-            context = loader.multiprocessing_context or torch.multiprocessing
-            loader = Instead(loader, multiprocessing_context=_Context(context, options))
-        super().__init__(loader)
+        self._segments = SegmentTable()
+        context = _Context(
+            loader.multiprocessing_context or torch.multiprocessing, self._segments, options if self._is_ours else None
+        )
+        super().__init__(Instead(loader, multiprocessing_context=context))
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         self.tally = self._new_tally()
@@ -226,18 +228,35 @@ class MultiProcess(_MultiProcessingDataLoaderIter):
 class _Context:
     """A multiprocessing context whose processes run `_work`."""
 
-    def __init__(self, context: Any, options: FetchOptions) -> None:
-        self._context, self._options = context, options
+    def __init__(self, context: Any, segments: SegmentTable, options: FetchOptions | None) -> None:
+        self._context, self._given = context, (options, segments.number)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
     def Process(self, target: Callable[..., None], args: tuple[Any, ...]) -> Any:  # as in multiprocessing
-        return self._context.Process(target=_work, args=(self._options, target, *args))
+        return self._context.Process(target=_work, args=(self._given, target, *args))
 
 
-def _work(options: FetchOptions, loop: Callable[..., None], kind: Any, dataset: Any, tasks: Any, *rest: Any) -> None:
-    """Run torch's worker loop in a worker process, with our fetcher and eyes for the batches behind."""
+def _work(
+    given: tuple[FetchOptions | None, int],
+    loop: Callable[..., None],
+    kind: Any,
+    dataset: Any,
+    tasks: Any,
+    results: Any,
+    *rest: Any,
+) -> None:
+    """Run torch's worker loop in a worker process: results go through segments, and records come from our fetcher."""
+    options, segments = given
+    results = SegmentQueue(results, SegmentPool(segments))
+    if options is not None:
+        tasks = _with_fetcher(options, tasks)
+    loop(kind, dataset, tasks, results, *rest)
+
+
+def _with_fetcher(options: FetchOptions, tasks: Any) -> Any:
+    """Let torch's worker loop fetch with our fetcher. Returns its queue of tasks, with eyes for the batches behind."""
     made: list[Fetcher] = []
 
     def fetcher(dataset: Any, auto_collation: bool, collate_fn: Callable[[Any], Any], drop_last: bool) -> Fetcher:
@@ -247,7 +266,7 @@ def _work(options: FetchOptions, loop: Callable[..., None], kind: Any, dataset: 
         return made[0]
 
     _utils.fetch._MapDatasetFetcher = fetcher  # type: ignore[misc,assignment]  # this process is ours alone
-    loop(kind, dataset, _Tasks(tasks, made) if options.threads > 1 else tasks, *rest)
+    return _Tasks(tasks, made) if options.threads > 1 else tasks
 
 
 class _Tasks:
