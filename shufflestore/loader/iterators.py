@@ -249,10 +249,13 @@ def _work(
 ) -> None:
     """Run torch's worker loop in a worker process: results go through segments, and records come from our fetcher."""
     options, segments = given
-    results = SegmentQueue(results, SegmentPool(segments))
+    pool = SegmentPool(segments)
     if options is not None:
         tasks = _with_fetcher(options, tasks)
-    loop(kind, dataset, tasks, results, *rest)
+    try:
+        loop(kind, dataset, tasks, SegmentQueue(results, pool), *rest)
+    finally:
+        pool.close()
 
 
 def _with_fetcher(options: FetchOptions, tasks: Any) -> Any:

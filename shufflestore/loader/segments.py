@@ -57,19 +57,19 @@ os.register_at_fork(before=_note_fork, after_in_parent=_note_fork)
 class _Lease:
     """Memory for as long as an array or a tensor over it lives; then the segment's header says so."""
 
-    def __init__(self, memory: UInt8Array, time: int | None) -> None:
+    def __init__(self, memory: UInt8Array, turn: int | None) -> None:
         """Lend.
 
         Args:
             memory: (HEADER + bytes,) uint8, the whole segment.
-            time: Which byte of the header is to be set afterwards; None in the worker, which looks at the lease itself.
+            turn: Which byte of the header is to be set afterwards; None in the worker, which looks at the lease itself.
         """
-        self._memory, self._time, self._fork = memory, time, _forks
+        self._memory, self._turn, self._fork = memory, turn, _forks
         self.__array_interface__ = memory[_HEADER:].__array_interface__
 
     def __del__(self) -> None:
-        if self._time is not None:
-            self._memory[self._time] = _RETURNED if self._fork == _forks else _FORFEITED
+        if self._turn is not None:
+            self._memory[self._turn] = _RETURNED if self._fork == _forks else _FORFEITED
 
 
 class SegmentTable:
@@ -87,14 +87,14 @@ class SegmentTable:
         return len(self._memories)
 
     def storage(
-        self, worker: int, number: int, time: int, whole: torch.Tensor | None, size: int, gone: tuple[int, ...]
+        self, worker: int, number: int, turn: int, whole: torch.Tensor | None, size: int, gone: tuple[int, ...]
     ) -> torch.UntypedStorage:
         """Return a segment's first `size` bytes of data, as a storage that gives the segment back when it ends."""
         for old in gone:
             self._memories.pop((worker, old), None)
         if whole is not None:
             self._memories[worker, number] = whole.numpy()
-        return _storage(_Lease(self._memories[worker, number], time), size)
+        return _storage(_Lease(self._memories[worker, number], turn), size)
 
 
 class _Segment:
@@ -146,6 +146,8 @@ class SegmentPool:
         self._classes: dict[int, deque[_Segment]] = {}
         """By capacity."""
         self._by_address: dict[int, _Segment] = {}
+        self._copied: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
+        """The user's storages that were copied and still live, by their address."""
         self._gone: list[int] = []
         """Numbers of segments that the parent may forget."""
         self._made = count()
@@ -186,6 +188,12 @@ class SegmentPool:
         if segment.is_known:
             self._gone.append(segment.number)
 
+    def close(self) -> None:
+        """Let go of all; what the parent has mapped stays its own. By name, too, where segments have names."""
+        with self._lock:
+            self._classes.clear()
+            self._by_address.clear()
+
     def collate_tensor(self, batch: list[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
         """Stack as torch's `default_collate` does in a worker, into a segment if it is large."""
         first = batch[0]
@@ -218,14 +226,18 @@ class SegmentPool:
         """Return the segment that has what a storage holds; None where torch has to send it.
 
         Args:
-            storage: The user's; copied if it is in no segment.
-            used: Bytes that are wanted of it. Of a few records of a large tensor torch shares the large one for good.
+            storage: The user's; copied if it is in no segment, but once only: what the data set keeps and sends again is
+                shared by torch for good, without any copy from then on.
+            used: Bytes that are wanted of it. So is a large tensor of which only a few records are sent.
         """
         segment = self._by_address.get(storage.data_ptr())
         if segment is not None:
             return segment if segment.sent < _HEADER else None
         if storage.is_shared() or 2 * used < storage.nbytes():
             return None
+        if self._copied.get(storage.data_ptr()) is storage:
+            return None
+        self._copied[storage.data_ptr()] = storage
         copy = self.take(storage.nbytes())
         copy.copy_(storage, False)
         return self._by_address[copy.data_ptr()]
@@ -233,8 +245,8 @@ class SegmentPool:
     def address(self, segment: _Segment) -> tuple[Any, ...]:
         """Note that a segment is sent. Return what the parent finds it by."""
         whole = None if segment.is_known else segment.whole
-        time, segment.sent, segment.is_known = segment.sent, segment.sent + 1, True
-        return self._table, self._process, segment.number, time, whole
+        turn, segment.sent, segment.is_known = segment.sent, segment.sent + 1, True
+        return self._table, self._process, segment.number, turn, whole
 
 
 class _Pickler(ForkingPickler):
@@ -340,10 +352,10 @@ def _storage(lease: _Lease, size: int) -> torch.UntypedStorage:
 
 
 def _received(
-    table: int, worker: int, number: int, time: int, whole: torch.Tensor | None, size: int, gone: tuple[int, ...]
+    table: int, worker: int, number: int, turn: int, whole: torch.Tensor | None, size: int, gone: tuple[int, ...]
 ) -> torch.UntypedStorage:
     """Find what a worker left in a segment."""
-    return _tables[table].storage(worker, number, time, whole, size, gone)
+    return _tables[table].storage(worker, number, turn, whole, size, gone)
 
 
 def _unpacked(content: bytearray) -> torch.UntypedStorage:

@@ -130,6 +130,16 @@ def test_a_few_records_of_a_large_tensor_are_not_copied_as_a_whole(pool):
     assert whole[3, 0] == 5, "torch shares the large one for good"
 
 
+def test_what_the_data_set_sends_again_is_shared_for_good(pool):
+    kept = large(3)
+    came = [crossed(pool, kept[1:]) for _ in range(5)]
+    assert [x.is_shared() for x in came] == [False, True, True, True, True]
+    assert all((x == 3).all() for x in came)
+    assert len(pool) == 1
+    for i in range(5):
+        assert not crossed(pool, large(i)).is_shared(), "another one, though perhaps at the same address"
+
+
 @pytest.mark.filterwarnings("ignore:.*must not be out of place")
 def test_a_batch_is_stacked_like_torchs(pool):
     for batch in ([torch.rand(300, 40)] * 5, [torch.rand(3)] * 5, [torch.tensor(3)] * 4, [torch.rand(0, 3)] * 2):

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset, IterableDataset
 import shufflestore as ss
 from shufflestore.loader import segments
 
-CONTEXTS = pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*multi-threaded, use of fork:DeprecationWarning", "ignore:.*pin_memory.*:UserWarning"
 )
@@ -49,8 +48,7 @@ def check(batch) -> list[int]:
     return numbers.tolist()
 
 
-@CONTEXTS
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(("context", "threads"), [("fork", 1), ("fork", 4), ("spawn", 4), ("forkserver", 1)])
 def test_every_batch_is_right_also_those_that_are_kept(context, threads):
     loader = ss.DataLoader(
         Pictures(), 8, shuffle=True, num_workers=2, multiprocessing_context=context, fetch_threads=threads
@@ -60,14 +58,19 @@ def test_every_batch_is_right_also_those_that_are_kept(context, threads):
     assert sorted(itertools.chain(*map(check, kept))) == list(range(80))
 
 
-def test_shared_files_with_names_do_as_well():
-    before = torch.multiprocessing.get_sharing_strategy()
+@pytest.mark.serial
+def test_shared_files_with_names_do_as_well_and_are_taken_away():
+    before, names = torch.multiprocessing.get_sharing_strategy(), set(os.listdir("/dev/shm"))
     torch.multiprocessing.set_sharing_strategy("file_system")
     try:
         kept = list(ss.DataLoader(Pictures(), 8, num_workers=2))
     finally:
         torch.multiprocessing.set_sharing_strategy(before)
+    assert set(os.listdir("/dev/shm")) > names
     assert list(itertools.chain(*map(check, kept))) == list(range(80))
+    del kept
+    gc.collect()
+    assert set(os.listdir("/dev/shm")) <= names
 
 
 @pytest.mark.parametrize("more", [{"persistent_workers": True}, {"in_order": False}, {"pin_memory": True}], ids=str)
