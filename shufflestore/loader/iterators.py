@@ -17,7 +17,7 @@ from torch.utils.data import _utils
 from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoaderIter, _SingleProcessDataLoaderIter
 
 from shufflestore.loader.fetch import BadRow, Delivered, Fetcher, FetchOptions, Task
-from shufflestore.loader.segments import SegmentPool, SegmentQueue, SegmentTable
+from shufflestore.loader.segments import ResultQueue, SegmentPool, SegmentQueue, SegmentTable
 from shufflestore.loader.telemetry import Meter, batch_bytes
 
 __all__ = ["Instead", "MultiProcess", "SingleProcess", "Tally"]
@@ -167,7 +167,9 @@ class SingleProcess(_SingleProcessDataLoaderIter):
 class MultiProcess(_MultiProcessingDataLoaderIter):
     """Fetches in worker processes."""
 
-    def __init__(self, loader: Any, options: FetchOptions, new_tally: Callable[[], Tally], is_lazy: bool) -> None:
+    def __init__(
+        self, loader: Any, options: FetchOptions, new_tally: Callable[[], Tally], is_lazy: bool, has_data: bool = False
+    ) -> None:
         """Start the workers.
 
         Args:
@@ -175,11 +177,12 @@ class MultiProcess(_MultiProcessingDataLoaderIter):
             options: How workers fetch.
             new_tally: Called for each epoch.
             is_lazy: Nothing is drawn from the sampler before the first `next`.
+            has_data: What the sampler gives is data, not numbers of records.
         """
         self._options = options
         self._new_tally = new_tally
         self.tally = Tally()
-        self._is_lazy = is_lazy
+        self._is_lazy, self._has_data = is_lazy, has_data
         self._is_primed = False
         self._is_map = loader._dataset_kind == _DatasetKind.Map
         self._is_ours = self._is_map and not (options.is_plain and loader.in_order)
@@ -192,6 +195,9 @@ class MultiProcess(_MultiProcessingDataLoaderIter):
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         self.tally = self._new_tally()
         self._is_primed = not self._is_lazy
+        if first_iter and self._has_data:
+            number = self._segments.number
+            self._index_queues[:] = [SegmentQueue(each, SegmentPool(number)) for each in self._index_queues]  # type: ignore[misc]
         super()._reset(loader, first_iter)
 
     def _next_index(self) -> Any:
@@ -247,15 +253,17 @@ def _work(
     results: Any,
     *rest: Any,
 ) -> None:
-    """Run torch's worker loop in a worker process: results go through segments, and records come from our fetcher."""
-    options, segments = given
-    pool = SegmentPool(segments)
+    """Run torch's worker loop in a worker process: data goes through segments, and records come from our fetcher."""
+    options, number = given
+    pool, table = SegmentPool(number), SegmentTable(number)
+    pool.serve_default_collate()
     if options is not None:
         tasks = _with_fetcher(options, tasks)
     try:
-        loop(kind, dataset, tasks, SegmentQueue(results, pool), *rest)
+        loop(kind, dataset, tasks, ResultQueue(results, pool), *rest)
     finally:
         pool.close()
+        del table
 
 
 def _with_fetcher(options: FetchOptions, tasks: Any) -> Any:

@@ -270,7 +270,7 @@ class _InProcesses(Iterator[Any]):
             _index_sampler=_Once(batches), drop_last=False, persistent_workers=False, in_order=True,
             _IterableDataset_len_called=None,
         )  # fmt: skip
-        self._items = MultiProcess(seen, FetchOptions(), Tally, is_lazy=False)
+        self._items = MultiProcess(seen, FetchOptions(), Tally, is_lazy=False, has_data=True)
 
     def __next__(self) -> Any:
         return next(self._items)

@@ -1,8 +1,8 @@
-"""Shared memory that brings batches out of worker processes and is used again, batch after batch.
+"""Shared memory that brings batches out of worker processes (and into them) and is used again, batch after batch.
 
 torch makes a new segment for each tensor of each batch: the kernel zeroes its pages, both processes map and unmap
-it, and its descriptor crosses a socket. Here a worker keeps its segments, the parent keeps them mapped, and a segment
-goes back to the worker once nothing in the parent looks at its memory any more: no tensor, no view, no array.
+it, and its descriptor crosses a socket. Here a sender keeps its segments, the receiver keeps them mapped, and a segment
+goes back to the sender once nothing in the receiver looks at its memory any more: no tensor, no view, no array.
 
 A segment begins with a header of bytes that say, for each time that it was sent, whether the receiver is done with it.
 """
@@ -26,7 +26,7 @@ from torch.utils.data import get_worker_info
 from torch.utils.data._utils import collate
 from torch.utils.data._utils.collate import collate_tensor_fn
 
-__all__ = ["SegmentPool", "SegmentQueue", "SegmentTable"]
+__all__ = ["ResultQueue", "SegmentPool", "SegmentQueue", "SegmentTable"]
 
 UInt8Array = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -38,6 +38,8 @@ _LOOKS: Final = 8
 """Segments that are looked at for one that is free, at most."""
 _LONG: Final = 64
 """A segment that so many requests had no use for goes."""
+_KEPT: Final = 64 << 20
+"""Bytes from which a tensor is taken for what the data set keeps, if little of it is sent."""
 _LENT, _RETURNED, _FORFEITED = 0, 1, 2
 _tables: weakref.WeakValueDictionary[int, SegmentTable] = weakref.WeakValueDictionary()
 _numbers = count()
@@ -62,7 +64,7 @@ class _Lease:
 
         Args:
             memory: (HEADER + bytes,) uint8, the whole segment.
-            turn: Which byte of the header is to be set afterwards; None in the worker, which looks at the lease itself.
+            turn: Which byte of the header is to be set afterwards; None at the sender, who looks at the lease itself.
         """
         self._memory, self._turn, self._fork = memory, turn, _forks
         self.__array_interface__ = memory[_HEADER:].__array_interface__
@@ -73,12 +75,15 @@ class _Lease:
 
 
 class SegmentTable:
-    """The segments that an iterator's workers have sent, in the parent."""
+    """The segments that were sent to this process by others."""
 
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.number = next(_numbers)
-        """By which workers address it."""
+    def __init__(self, number: int | None = None) -> None:
+        """Begin with none.
+
+        Args:
+            number: By which senders address it, one table of a process each; None for the next that is not taken.
+        """
+        self.number = next(_numbers) if number is None else number
         self._memories: dict[tuple[int, int], UInt8Array] = {}
         _tables[self.number] = self
 
@@ -87,22 +92,22 @@ class SegmentTable:
         return len(self._memories)
 
     def storage(
-        self, worker: int, number: int, turn: int, whole: torch.Tensor | None, size: int, gone: tuple[int, ...]
+        self, sender: int, number: int, turn: int, whole: torch.Tensor | None, size: int, gone: tuple[int, ...]
     ) -> torch.UntypedStorage:
         """Return a segment's first `size` bytes of data, as a storage that gives the segment back when it ends."""
         for old in gone:
-            self._memories.pop((worker, old), None)
+            self._memories.pop((sender, old), None)
         if whole is not None:
-            self._memories[worker, number] = whole.numpy()
-        return _storage(_Lease(self._memories[worker, number], turn), size)
+            self._memories[sender, number] = whole.numpy()
+        return _storage(_Lease(self._memories[sender, number], turn), size)
 
 
 class _Segment:
-    """In the worker."""
+    """At the sender."""
 
     def __init__(self, number: int, capacity: int) -> None:
         self.number, self.capacity = number, capacity
-        storage = torch.UntypedStorage._new_shared(_HEADER + capacity)  # type: ignore[no-untyped-call]  # as torch itself shares what it collates
+        storage = torch.UntypedStorage._new_shared(_HEADER + capacity)  # type: ignore[no-untyped-call]
         self.whole = torch.empty(0, dtype=torch.uint8).set_(storage)
         self.memory: UInt8Array = self.whole.numpy()
         self.memory[:_HEADER] = _LENT
@@ -110,7 +115,7 @@ class _Segment:
         """Of the data."""
         self.sent = 0
         self.is_known = False
-        """To the parent."""
+        """To the receiver."""
         self.taken, self._fork = 0, _forks
         self._lease: weakref.ref[_Lease] | None = None
 
@@ -132,13 +137,13 @@ class _Segment:
 
 
 class SegmentPool:
-    """A worker's segments. Belongs to the process that made it; threads may take from it at once."""
+    """A sender's segments, for one receiver. Belongs to the process that made it; threads may take from it at once."""
 
     def __init__(self, table: int) -> None:
         """Begin with none.
 
         Args:
-            table: The number of the parent's `SegmentTable`.
+            table: The number of the receiver's `SegmentTable`.
         """
         self._table = table
         self._process = os.getpid()
@@ -149,7 +154,7 @@ class SegmentPool:
         self._copied: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
         """The user's storages that were copied and still live, by their address."""
         self._gone: list[int] = []
-        """Numbers of segments that the parent may forget."""
+        """Numbers of segments that the receiver may forget."""
         self._made = count()
         self._taken = 0
 
@@ -189,10 +194,16 @@ class SegmentPool:
             self._gone.append(segment.number)
 
     def close(self) -> None:
-        """Let go of all; what the parent has mapped stays its own. By name, too, where segments have names."""
+        """Let go of all, by name too where segments have names. What the receiver has mapped stays its own."""
         with self._lock:
             self._classes.clear()
             self._by_address.clear()
+
+    def serve_default_collate(self) -> None:
+        """Let torch's `default_collate` stack into segments, unless the user has put a rule of his own in its place."""
+        known = collate.default_collate_fn_map
+        if known.get(torch.Tensor) is collate_tensor_fn:
+            known[torch.Tensor] = self.collate_tensor
 
     def collate_tensor(self, batch: list[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
         """Stack as torch's `default_collate` does in a worker, into a segment if it is large."""
@@ -214,7 +225,7 @@ class SegmentPool:
             message.dump(what)
         except BaseException:
             with self._lock:
-                for segment in message.segments:  # the parent will not hear of them
+                for segment in message.segments:  # the receiver will not hear of them
                     if self._by_address.get(segment.address) is segment:
                         self._drop(segment)
             raise
@@ -222,28 +233,25 @@ class SegmentPool:
             del self._gone[: len(message.gone)]
         return to.getvalue()
 
-    def holding(self, storage: torch.UntypedStorage, used: int) -> _Segment | None:
-        """Return the segment that has what a storage holds; None where torch has to send it.
-
-        Args:
-            storage: The user's; copied if it is in no segment, but once only: what the data set keeps and sends again is
-                shared by torch for good, without any copy from then on.
-            used: Bytes that are wanted of it. So is a large tensor of which only a few records are sent.
-        """
+    def holding(self, storage: torch.UntypedStorage) -> _Segment | None:
+        """Return the segment that a storage lies in, if it does and can be sent."""
         segment = self._by_address.get(storage.data_ptr())
-        if segment is not None:
-            return segment if segment.sent < _HEADER else None
-        if storage.is_shared() or 2 * used < storage.nbytes():
-            return None
-        if self._copied.get(storage.data_ptr()) is storage:
-            return None
+        return None if segment is None or segment.sent == _HEADER else segment
+
+    def copied(self, storage: torch.UntypedStorage) -> _Segment:
+        """Return a segment that has what the user's storage holds."""
         self._copied[storage.data_ptr()] = storage
         copy = self.take(storage.nbytes())
         copy.copy_(storage, False)
         return self._by_address[copy.data_ptr()]
 
+    def is_kept(self, storage: torch.UntypedStorage, used: int) -> bool:
+        """Whether a storage belongs to the data set rather than to a batch: copied before, or large and little used."""
+        was_copied = self._copied.get(storage.data_ptr()) is storage
+        return was_copied or (storage.nbytes() > _KEPT and 2 * used < storage.nbytes())
+
     def address(self, segment: _Segment) -> tuple[Any, ...]:
-        """Note that a segment is sent. Return what the parent finds it by."""
+        """Note that a segment is sent. Return what the receiver finds it by."""
         whole = None if segment.is_known else segment.whole
         turn, segment.sent, segment.is_known = segment.sent, segment.sent + 1, True
         return self._table, self._process, segment.number, turn, whole
@@ -262,7 +270,7 @@ class _Pickler(ForkingPickler):
         self._kept: list[torch.Tensor] = []
 
     def reducer_override(self, what: Any) -> Any:
-        """Return how the parent makes a tensor or an array; NotImplemented leaves it to torch, or to pickle."""
+        """Return how the receiver makes a tensor or an array; NotImplemented leaves it to torch, or to pickle."""
         if type(what) is np.ndarray:
             return self._array(what)
         if type(what) is not torch.Tensor or not _is_plain(what):
@@ -271,19 +279,28 @@ class _Pickler(ForkingPickler):
             what = what.resolve_conj().resolve_neg()
             self._kept.append(what)
         storage = what.untyped_storage()
-        made = self._storages.get(storage.data_ptr()) or self._made(storage, what.numel() * what.element_size())
+        made = self._storages.get(storage.data_ptr())
+        if made is None:
+            used = what.numel() * what.element_size()
+            made = self._made(storage, used)
+            if made is None and 0 < used <= _INLINE and not storage.is_shared():  # a record of what the data set keeps
+                what = what.clone()
+                return _view, (_inline(what.untyped_storage()), what.dtype, 0, what.shape, what.stride())
         if made is None:
             return NotImplemented
         self._storages[storage.data_ptr()] = made
         return _view, (made, what.dtype, what.storage_offset(), what.shape, what.stride())
 
     def _made(self, storage: torch.UntypedStorage, used: int) -> _Made | None:
+        """Return how the receiver makes a storage; None where torch has to send it, and then shares it for good."""
         size = storage.nbytes()
-        if not size:
+        if not size or storage.is_shared():
             return None
-        if size <= _INLINE and not storage.is_shared():
-            return _Made(_unpacked, bytearray(_bytes(storage)))
-        segment = self._pool.holding(storage, used)
+        if size <= _INLINE:
+            return _inline(storage)
+        segment = self._pool.holding(storage)
+        if segment is None and not self._pool.is_kept(storage, used):
+            segment = self._pool.copied(storage)
         return None if segment is None else self._sent(segment, size)
 
     def _sent(self, segment: _Segment, size: int) -> _Made:
@@ -296,7 +313,7 @@ class _Pickler(ForkingPickler):
             return NotImplemented
         copy = self._pool.take(array.nbytes)
         _bytes(copy)[:] = array.reshape(-1).view(np.uint8)
-        segment = self._pool.holding(copy, array.nbytes)
+        segment = self._pool.holding(copy)
         assert segment is not None, "it was just taken"
         return _array, (self._sent(segment, array.nbytes), array.dtype, array.shape)
 
@@ -312,29 +329,32 @@ class _Made:
 
 
 class SegmentQueue:
-    """A worker's queue of results, which leaves tensors in segments. Everything else is the queue's own."""
+    """A queue into which large tensors are put by their segments. Everything else is the queue's own."""
 
     def __init__(self, queue: Any, pool: SegmentPool) -> None:
-        """Wrap, and let torch's `default_collate` stack into the pool, unless the user has put his own in its place."""
+        """Wrap the sender's end."""
         self._queue, self._pool = queue, pool
-        known = collate.default_collate_fn_map
-        if known.get(torch.Tensor) is collate_tensor_fn:
-            known[torch.Tensor] = pool.collate_tensor
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
 
-    def put(self, item: tuple[int, Any]) -> None:
-        """Send (index, data). Data that cannot be pickled arrives as the error that says so, instead of never."""
-        index, data = item
+    def put(self, item: Any) -> None:
+        """Send. Raises here, not in a thread of its own, what pickling raises."""
+        self._queue.put(_Made(ForkingPickler.loads, self._pool.dumps(item)))
+
+
+class ResultQueue(SegmentQueue):
+    """A worker's queue of results. What cannot be pickled arrives as the error that says so, instead of never."""
+
+    def put(self, item: tuple[Any, Any]) -> None:
+        """Send (index, data)."""
         try:
-            message = self._pool.dumps(data)
+            super().put(item)
         except Exception:
             info = get_worker_info()
             who = "" if info is None else f" {info.id}"
-            where = f"in DataLoader worker process{who}, which cannot send the {type(data).__name__} that it made"
-            message = self._pool.dumps(ExceptionWrapper(where=where))  # type: ignore[no-untyped-call]
-        self._queue.put((index, _Made(ForkingPickler.loads, message)))
+            where = f"in DataLoader worker process{who}, which cannot send the {type(item[1]).__name__} that it made"
+            super().put((item[0], ExceptionWrapper(where=where)))  # type: ignore[no-untyped-call]
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -352,14 +372,16 @@ def _storage(lease: _Lease, size: int) -> torch.UntypedStorage:
 
 
 def _received(
-    table: int, worker: int, number: int, turn: int, whole: torch.Tensor | None, size: int, gone: tuple[int, ...]
+    table: int, sender: int, number: int, turn: int, whole: torch.Tensor | None, size: int, gone: tuple[int, ...]
 ) -> torch.UntypedStorage:
-    """Find what a worker left in a segment."""
-    return _tables[table].storage(worker, number, turn, whole, size, gone)
+    return _tables[table].storage(sender, number, turn, whole, size, gone)
+
+
+def _inline(storage: torch.UntypedStorage) -> _Made:
+    return _Made(_unpacked, bytearray(_bytes(storage)))
 
 
 def _unpacked(content: bytearray) -> torch.UntypedStorage:
-    """Take what came with the message."""
     return torch.frombuffer(content, dtype=torch.uint8).untyped_storage()
 
 
@@ -369,7 +391,7 @@ def _view(
     return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
 
 
-def _array(storage: torch.UntypedStorage, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def _array(storage: torch.UntypedStorage, dtype: Any, shape: tuple[int, ...]) -> Any:
     return _bytes(storage).view(dtype).reshape(shape)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data._utils import collate
 
-from shufflestore.loader.segments import SegmentPool, SegmentQueue, SegmentTable
+from shufflestore.loader.segments import SegmentPool, SegmentTable
 
 LARGE = 100_000
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -121,15 +121,6 @@ def test_tensors_that_share_memory_still_do(pool, length):
     assert whole.sum() == 0
 
 
-def test_a_few_records_of_a_large_tensor_are_not_copied_as_a_whole(pool):
-    whole = torch.zeros(100, LARGE)
-    came = crossed(pool, whole[3])
-    assert came.is_shared()
-    assert len(pool) == 0
-    came[0] = 5
-    assert whole[3, 0] == 5, "torch shares the large one for good"
-
-
 def test_what_the_data_set_sends_again_is_shared_for_good(pool):
     kept = large(3)
     came = [crossed(pool, kept[1:]) for _ in range(5)]
@@ -138,6 +129,34 @@ def test_what_the_data_set_sends_again_is_shared_for_good(pool):
     assert len(pool) == 1
     for i in range(5):
         assert not crossed(pool, large(i)).is_shared(), "another one, though perhaps at the same address"
+
+
+def test_little_of_a_very_large_tensor_is_shared_for_good_at_once(pool, monkeypatch):
+    monkeypatch.setattr("shufflestore.loader.segments._KEPT", 50 * LARGE)
+    whole = torch.zeros(100, LARGE, dtype=torch.uint8)
+    came = crossed(pool, whole[3])
+    assert came.is_shared()
+    assert len(pool) == 0
+    came[0] = 5
+    assert whole[3, 0] == 5
+
+
+def test_small_records_that_the_data_set_keeps_are_sent_alone(pool):
+    whole = torch.rand(40, 50, 60)
+    assert all(torch.equal(x, whole[i]) for i, x in enumerate(crossed(pool, list(whole))))
+    assert len(pool) == 1, "the first time it could be a batch"
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        came = crossed(pool, [*whole, whole[7].T, whole[7, ::2], whole[0, 0, 0]])
+        assert len(os.listdir("/proc/self/fd")) < before + 20, "not one for each"
+        assert all(torch.equal(x, whole[i]) for i, x in enumerate(came[:40]))
+        assert torch.equal(came[40], whole[7].T)
+        assert came[40].stride() == (1, 60)
+        assert torch.equal(came[41], whole[7, ::2])
+        assert came[42] == whole[0, 0, 0]
+        came[0][0] = 9
+    assert not whole.is_shared()
+    assert (whole < 1).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*must not be out of place")
@@ -301,9 +320,9 @@ def test_what_cannot_be_pickled_loses_no_segment(pool, table):
 
 def test_the_users_own_rule_for_tensors_stays(monkeypatch, pool):
     monkeypatch.setattr(collate, "default_collate_fn_map", dict(collate.default_collate_fn_map))
-    SegmentQueue(None, pool)
+    pool.serve_default_collate()
     assert collate.default_collate_fn_map[torch.Tensor] == pool.collate_tensor
     mine = {**collate.default_collate_fn_map, torch.Tensor: list}
     monkeypatch.setattr(collate, "default_collate_fn_map", mine)
-    SegmentQueue(None, pool)
+    pool.serve_default_collate()
     assert collate.default_collate_fn_map[torch.Tensor] is list

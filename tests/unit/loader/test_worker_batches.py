@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -135,3 +136,44 @@ def test_memory_in_dev_shm_is_given_back():
     gc.collect()
     assert used() - before < 16 << 20
     assert not segments._tables, "tables end with their iterators"
+
+
+def negated(batch):
+    batch["pixels"].values.__imul__(-1)  # its memory is the worker's, for as long as he looks at it
+    return batch
+
+
+def test_our_own_batches_go_into_workers_and_come_back_in_segments(tmp_path, monkeypatch):
+    taken = []
+    take = segments.SegmentPool.take
+    monkeypatch.setattr(segments.SegmentPool, "take", lambda pool, size: taken.append(size) or take(pool, size))
+    ss.convert(({"number": i, "pixels": np.full(3000, i, np.float32)} for i in range(400)), tmp_path / "data")
+    loader = ss.DataLoader(tmp_path / "data", 10, shuffle=True, transform=negated, num_workers=2, format="numpy")
+    kept = list(loader)
+    assert len(taken) == 40, "by the parent, once a batch"
+    numbers = np.concatenate([batch["number"] for batch in kept])
+    assert sorted(numbers.tolist()) == list(range(400))
+    assert (np.stack([batch["pixels"].values.reshape(10, 3000) for batch in kept]) == -numbers.reshape(40, 10, 1)).all()
+
+
+def test_a_child_of_the_parent_keeps_the_batch_that_it_saw():
+    iterator = iter(ss.DataLoader(Pictures(200), 8, num_workers=1))
+    held = next(iterator)["pixels"].numpy()
+    wanted = held.copy()
+    (go_read, go), (done, tell) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(go_read, 1)
+        os.write(tell, b"y" if np.array_equal(held, wanted) else b"n")
+        os._exit(0)
+    try:
+        del held
+        for batch in iterator:
+            check(batch)
+        os.write(go, b"!")
+        assert os.read(done, 1) == b"y"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for end in (go_read, go, done, tell):
+            os.close(end)
