@@ -17,7 +17,8 @@ from torch.utils.data import _utils
 from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoaderIter, _SingleProcessDataLoaderIter
 
 from shufflestore.loader.fetch import BadRow, Delivered, Fetcher, FetchOptions, Task
-from shufflestore.loader.segments import ResultQueue, SegmentPool, SegmentQueue, SegmentTable
+from shufflestore.loader.messages import ResultQueue, SegmentQueue
+from shufflestore.loader.segments import SegmentPool, SegmentTable
 from shufflestore.loader.telemetry import Meter, batch_bytes
 
 __all__ = ["Instead", "MultiProcess", "SingleProcess", "Tally"]

@@ -9,30 +9,25 @@ A segment begins with a header of bytes that say, for each time that it was sent
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
 from itertools import count
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from torch._utils import ExceptionWrapper
-from torch.utils.data import get_worker_info
 from torch.utils.data._utils import collate
 from torch.utils.data._utils.collate import collate_tensor_fn
 
-__all__ = ["ResultQueue", "SegmentPool", "SegmentQueue", "SegmentTable"]
+__all__ = ["INLINE", "Segment", "SegmentPool", "SegmentTable", "is_plain", "received"]
 
 UInt8Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 _HEADER: Final = 64
 """Bytes before a segment's data, and how often it can be sent before it is free again."""
-_INLINE: Final = 16384
+INLINE: Final = 16384
 """Bytes up to which a tensor goes with the message itself: it takes no descriptor, and a pipe holds four of them."""
 _LOOKS: Final = 8
 """Segments that are looked at for one that is free, at most."""
@@ -63,7 +58,7 @@ class _Lease:
         """Lend.
 
         Args:
-            memory: (HEADER + bytes,) uint8, the whole segment.
+            memory: (_HEADER + bytes,) uint8, the whole segment.
             turn: Which byte of the header is to be set afterwards; None at the sender, who looks at the lease itself.
         """
         self._memory, self._turn, self._fork = memory, turn, _forks
@@ -102,7 +97,7 @@ class SegmentTable:
         return _storage(_Lease(self._memories[sender, number], turn), size)
 
 
-class _Segment:
+class Segment:
     """At the sender."""
 
     def __init__(self, number: int, capacity: int) -> None:
@@ -148,9 +143,9 @@ class SegmentPool:
         self._table = table
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._classes: dict[int, deque[_Segment]] = {}
+        self._classes: dict[int, deque[Segment]] = {}
         """By capacity."""
-        self._by_address: dict[int, _Segment] = {}
+        self._by_address: dict[int, Segment] = {}
         self._copied: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
         """The user's storages that were copied and still live, by their address."""
         self._gone: list[int] = []
@@ -164,30 +159,53 @@ class SegmentPool:
 
     def take(self, size: int) -> torch.UntypedStorage:
         """Return shared memory of `size` bytes, at least 1; its content is whatever an earlier batch left there."""
-        capacity = (1 << (_HEADER + size - 1).bit_length()) - _HEADER  # pages that are not used take no memory
+        step = 1 << ((_HEADER + size).bit_length() - 4)
+        capacity = -(-(_HEADER + size) // step) * step - _HEADER  # of few kinds, with at most an eighth unused
         with self._lock:
             self._taken += 1
             if self._taken % _LONG == 0:
                 self._drop_unused()
-            segments = self._classes.setdefault(capacity, deque())
-            for _ in range(min(_LOOKS, len(segments))):
-                segments.rotate(-1)
-                found = segments[-1]
-                if found.is_free:
+            for kind in sorted(self._classes):
+                found = self._free(self._classes[kind]) if capacity <= kind <= 1.5 * capacity else None
+                if found is not None:
                     return _storage(found.lend(self._taken), size)
-                if found.is_forfeited:
-                    self._drop(found)
-            made = _Segment(next(self._made), capacity)
+            made = self._make(capacity)
             self._by_address[made.address] = made
-            segments.append(made)
+            self._classes.setdefault(capacity, deque()).append(made)
             return _storage(made.lend(self._taken), size)
+
+    def _free(self, segments: deque[Segment]) -> Segment | None:
+        for _ in range(min(_LOOKS, len(segments))):
+            segments.rotate(-1)
+            if segments[-1].is_free:
+                return segments[-1]
+            if segments[-1].is_forfeited:
+                self._drop(segments[-1])
+        return None
 
     def _drop_unused(self) -> None:
         for segment in list(self._by_address.values()):
             if self._taken - segment.taken >= _LONG and segment.is_free:
                 self._drop(segment)
 
-    def _drop(self, segment: _Segment) -> None:
+    def _make(self, capacity: int) -> Segment:
+        """Make another; idle ones, of other sizes, stay below what is in use, and go where there is no memory."""
+        free = sorted((s for s in self._by_address.values() if s.is_free), key=lambda segment: segment.taken)
+        idle = sum(segment.capacity for segment in free)
+        in_use = sum(segment.capacity for segment in self._by_address.values()) - idle
+        while free and idle > in_use:
+            idle -= free[0].capacity
+            self._drop(free.pop(0))
+        try:
+            return Segment(next(self._made), capacity)
+        except (OSError, RuntimeError):
+            if not free:
+                raise
+        for segment in free:
+            self._drop(segment)
+        return Segment(next(self._made), capacity)
+
+    def _drop(self, segment: Segment) -> None:
         self._classes[segment.capacity].remove(segment)
         del self._by_address[segment.address]
         if segment.is_known:
@@ -208,37 +226,36 @@ class SegmentPool:
     def collate_tensor(self, batch: list[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
         """Stack as torch's `default_collate` does in a worker, into a segment if it is large."""
         first = batch[0]
-        if self._process != os.getpid() or not _is_plain(first):
+        if self._process != os.getpid() or not is_plain(first):
             return cast(torch.Tensor, collate_tensor_fn(batch, collate_fn_map=collate_fn_map))
         shape = (len(batch), *first.shape)
         size = len(batch) * first.numel() * first.element_size()
-        out = torch.empty(0 if size > _INLINE else shape, dtype=first.dtype)
-        if size > _INLINE:
+        out = torch.empty(0 if size > INLINE else shape, dtype=first.dtype)
+        if size > INLINE:
             out.set_(self.take(size), 0, shape)  # type: ignore[call-overload]
         return torch.stack(batch, 0, out=out)
 
-    def dumps(self, what: Any) -> bytes:
-        """Pickle, with large tensors left in segments. Raises what pickling raises; no segment is lost then."""
-        to = io.BytesIO()
-        message = _Pickler(to, self, tuple(self._gone))
-        try:
-            message.dump(what)
-        except BaseException:
-            with self._lock:
-                for segment in message.segments:  # the receiver will not hear of them
-                    if self._by_address.get(segment.address) is segment:
-                        self._drop(segment)
-            raise
-        if message.segments:
-            del self._gone[: len(message.gone)]
-        return to.getvalue()
+    def gone(self) -> tuple[int, ...]:
+        """Return the numbers of segments that the receiver may forget; `told` once it has heard of them."""
+        return tuple(self._gone)
 
-    def holding(self, storage: torch.UntypedStorage) -> _Segment | None:
+    def told(self, count: int) -> None:
+        """Note that the first `count` of those are known to the receiver."""
+        del self._gone[:count]
+
+    def lose(self, segments: list[Segment]) -> None:
+        """Let go of segments in a message that was never sent: the receiver will not hear of them."""
+        with self._lock:
+            for segment in segments:
+                if self._by_address.get(segment.address) is segment:
+                    self._drop(segment)
+
+    def holding(self, storage: torch.UntypedStorage) -> Segment | None:
         """Return the segment that a storage lies in, if it does and can be sent."""
         segment = self._by_address.get(storage.data_ptr())
         return None if segment is None or segment.sent == _HEADER else segment
 
-    def copied(self, storage: torch.UntypedStorage) -> _Segment:
+    def copied(self, storage: torch.UntypedStorage) -> Segment:
         """Return a segment that has what the user's storage holds."""
         self._copied[storage.data_ptr()] = storage
         copy = self.take(storage.nbytes())
@@ -250,114 +267,14 @@ class SegmentPool:
         was_copied = self._copied.get(storage.data_ptr()) is storage
         return was_copied or (storage.nbytes() > _KEPT and 2 * used < storage.nbytes())
 
-    def address(self, segment: _Segment) -> tuple[Any, ...]:
+    def address(self, segment: Segment) -> tuple[Any, ...]:
         """Note that a segment is sent. Return what the receiver finds it by."""
         whole = None if segment.is_known else segment.whole
         turn, segment.sent, segment.is_known = segment.sent, segment.sent + 1, True
         return self._table, self._process, segment.number, turn, whole
 
 
-class _Pickler(ForkingPickler):
-    """One message. Tensors that share memory do so where it arrives."""
-
-    def __init__(self, to: io.BytesIO, pool: SegmentPool, gone: tuple[int, ...]) -> None:
-        super().__init__(to)
-        self._pool = pool
-        self.gone = gone
-        self.segments: list[_Segment] = []
-        self._storages: dict[int, _Made] = {}
-        """Those that were met, by their address; each is sent once."""
-        self._kept: list[torch.Tensor] = []
-
-    def reducer_override(self, what: Any) -> Any:
-        """Return how the receiver makes a tensor or an array; NotImplemented leaves it to torch, or to pickle."""
-        if type(what) is np.ndarray:
-            return self._array(what)
-        if type(what) is not torch.Tensor or not _is_plain(what):
-            return NotImplemented
-        if what.is_conj() or what.is_neg():  # torch would lose that it is
-            what = what.resolve_conj().resolve_neg()
-            self._kept.append(what)
-        storage = what.untyped_storage()
-        made = self._storages.get(storage.data_ptr())
-        if made is None:
-            used = what.numel() * what.element_size()
-            made = self._made(storage, used)
-            if made is None and 0 < used <= _INLINE and not storage.is_shared():  # a record of what the data set keeps
-                what = what.clone()
-                return _view, (_inline(what.untyped_storage()), what.dtype, 0, what.shape, what.stride())
-        if made is None:
-            return NotImplemented
-        self._storages[storage.data_ptr()] = made
-        return _view, (made, what.dtype, what.storage_offset(), what.shape, what.stride())
-
-    def _made(self, storage: torch.UntypedStorage, used: int) -> _Made | None:
-        """Return how the receiver makes a storage; None where torch has to send it, and then shares it for good."""
-        size = storage.nbytes()
-        if not size or storage.is_shared():
-            return None
-        if size <= _INLINE:
-            return _inline(storage)
-        segment = self._pool.holding(storage)
-        if segment is None and not self._pool.is_kept(storage, used):
-            segment = self._pool.copied(storage)
-        return None if segment is None else self._sent(segment, size)
-
-    def _sent(self, segment: _Segment, size: int) -> _Made:
-        gone = () if self.segments else self.gone
-        self.segments.append(segment)
-        return _Made(_received, *self._pool.address(segment), size, gone)
-
-    def _array(self, array: np.ndarray[Any, Any]) -> Any:
-        if array.nbytes <= _INLINE or array.dtype.hasobject or not array.flags.c_contiguous:
-            return NotImplemented
-        copy = self._pool.take(array.nbytes)
-        _bytes(copy)[:] = array.reshape(-1).view(np.uint8)
-        segment = self._pool.holding(copy)
-        assert segment is not None, "it was just taken"
-        return _array, (self._sent(segment, array.nbytes), array.dtype, array.shape)
-
-
-class _Made:
-    """Stands in a message for what the receiver makes by a call."""
-
-    def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
-        self._how = call, arguments
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self._how
-
-
-class SegmentQueue:
-    """A queue into which large tensors are put by their segments. Everything else is the queue's own."""
-
-    def __init__(self, queue: Any, pool: SegmentPool) -> None:
-        """Wrap the sender's end."""
-        self._queue, self._pool = queue, pool
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._queue, name)
-
-    def put(self, item: Any) -> None:
-        """Send. Raises here, not in a thread of its own, what pickling raises."""
-        self._queue.put(_Made(ForkingPickler.loads, self._pool.dumps(item)))
-
-
-class ResultQueue(SegmentQueue):
-    """A worker's queue of results. What cannot be pickled arrives as the error that says so, instead of never."""
-
-    def put(self, item: tuple[Any, Any]) -> None:
-        """Send (index, data)."""
-        try:
-            super().put(item)
-        except Exception:
-            info = get_worker_info()
-            who = "" if info is None else f" {info.id}"
-            where = f"in DataLoader worker process{who}, which cannot send the {type(item[1]).__name__} that it made"
-            super().put((item[0], ExceptionWrapper(where=where)))  # type: ignore[no-untyped-call]
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
     """Whether it is nothing but numbers in memory; torch knows how to send all others."""
     return (
         type(tensor) is torch.Tensor
@@ -371,29 +288,8 @@ def _storage(lease: _Lease, size: int) -> torch.UntypedStorage:
     return torch.frombuffer(np.asarray(lease), dtype=torch.uint8, count=size).untyped_storage()
 
 
-def _received(
+def received(
     table: int, sender: int, number: int, turn: int, whole: torch.Tensor | None, size: int, gone: tuple[int, ...]
 ) -> torch.UntypedStorage:
+    """Return what was left in a segment; called by the receiver with what `address` gave the sender."""
     return _tables[table].storage(sender, number, turn, whole, size, gone)
-
-
-def _inline(storage: torch.UntypedStorage) -> _Made:
-    return _Made(_unpacked, bytearray(_bytes(storage)))
-
-
-def _unpacked(content: bytearray) -> torch.UntypedStorage:
-    return torch.frombuffer(content, dtype=torch.uint8).untyped_storage()
-
-
-def _view(
-    storage: torch.UntypedStorage, dtype: torch.dtype, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
-) -> torch.Tensor:
-    return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
-
-
-def _array(storage: torch.UntypedStorage, dtype: Any, shape: tuple[int, ...]) -> Any:
-    return _bytes(storage).view(dtype).reshape(shape)
-
-
-def _bytes(storage: torch.UntypedStorage) -> UInt8Array:
-    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()

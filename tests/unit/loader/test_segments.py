@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils.data._utils import collate
 
+from shufflestore.loader.messages import dumps
 from shufflestore.loader.segments import SegmentPool, SegmentTable
 
 LARGE = 100_000
@@ -32,7 +33,7 @@ def pool(table) -> SegmentPool:
 
 def crossed(pool, what):
     """What arrives, here in the same process."""
-    return ForkingPickler.loads(pool.dumps(what))
+    return ForkingPickler.loads(dumps(what, pool))
 
 
 def large(value: int, length: int = LARGE) -> torch.Tensor:
@@ -242,12 +243,47 @@ def test_a_batch_that_is_not_sent_leaves_its_segment_at_once(pool):
 
 def test_sizes_that_change_leave_no_heap_of_segments(pool, table):
     rng = np.random.default_rng(0)
-    for i in range(2000):
+    held, most = [], 0
+    for i in range(800):
         length = int(2 ** rng.uniform(15, 22 if i < 200 else 17))
-        assert (crossed(pool, large(i % 256, length)) == i % 256).all()
-    assert len(pool) <= 6
+        held = [*held[-3:], crossed(pool, large(i % 256, length))]
+        assert (held[-1] == i % 256).all()
+        in_use = sum(x.numel() for x in held)
+        most = max(most, sum(segment.capacity for segment in pool._by_address.values()) / in_use)
+    assert sum(segment.capacity for segment in pool._by_address.values()) < 5 << 20, (
+        "large ones that nobody uses are gone"
+    )
     assert len(table) <= len(pool) + 1
-    crossed(pool, large(0, 1 << 22))
+    print("most", most)
+    assert most < 40, most
+
+
+def test_no_more_idle_memory_than_in_use_when_another_is_made(pool):
+    held = [crossed(pool, large(1, 1 << 20)) for _ in range(4)]
+    del held
+    crossed(pool, large(1, 1 << 17))
+    assert sum(segment.capacity for segment in pool._by_address.values()) < 1 << 18
+
+
+def test_idle_segments_go_where_there_is_no_memory(pool, monkeypatch):
+    new, calls = torch.UntypedStorage._new_shared, []
+
+    def failing(size):
+        calls.append(size)
+        if len(calls) in (3, 5, 6):
+            raise RuntimeError("unable to allocate shared memory(shm)")
+        return new(size)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", failing)
+    first, second = crossed(pool, large(1, 1 << 20)), crossed(pool, large(2))
+    del second
+    assert (crossed(pool, large(3, 1 << 18)) == 3).all()
+    assert (first == 1).all()
+    assert len(pool) == 2
+    held = crossed(pool, large(4, 1 << 18))
+    with pytest.raises(RuntimeError, match="unable to allocate"):
+        crossed(pool, large(5, 1 << 19))
+    assert (held == 4).all()
 
 
 def test_several_threads_may_stack_at_once(pool):
@@ -312,7 +348,7 @@ def test_a_child_that_drops_its_copy_gives_nothing_back(pool, table):
 def test_what_cannot_be_pickled_loses_no_segment(pool, table):
     for _ in range(30):
         with pytest.raises(Exception, match="lambda"):
-            pool.dumps([large(1), lambda: None])
+            dumps([large(1), lambda: None], pool)
     assert len(pool) == 0
     assert (crossed(pool, large(2)) == 2).all()
     assert (len(pool), len(table)) == (1, 1)
