@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,23 +53,35 @@ class Computing(Waiting):
         return number, sum(i & number for i in range(500))
 
 
-def sample(make: Callable[[], Any]) -> Sample:
-    """From the first batch of each worker on; each record was delivered once."""
+def sample(make: Callable[[], Any], look: Callable[[Any], None] | None = None) -> Sample:
+    """From the first batch of each worker on; each record was delivered once.
+
+    Args:
+        make: Makes a loader whose batches are ids, or begin with them.
+        look: Called with every 16th batch when the clock stands, to check what it holds.
+    """
     loader = make()
-    ids, times = [], []
-    for batch in loader:
+    ids, kept, times = [], [], []
+    for step, batch in enumerate(loader):
         times.append(time.perf_counter())
         ids.append(batch[0] if isinstance(batch, list) else batch)
+        if look is not None and step % 16 == 0:
+            kept.append(batch)
+    for batch in kept:
+        cast(Callable[[Any], None], look)(batch)
     skipped = max(loader.num_workers, 1)
     records = sum(map(len, ids[skipped:]))
-    whole = torch.cat(ids).sort().values
-    assert torch.equal(whole, torch.arange(len(loader.dataset))), "a record is lost or came twice"
+    whole = np.sort(np.concatenate([np.asarray(part) for part in ids]))
+    assert np.array_equal(whole, np.arange(len(loader.dataset))), "a record is lost or came twice"
     return Sample(times[-1] - times[skipped - 1], records)
 
 
-def compare(makes: dict[str, Callable[[], Any]], rounds: int, benchmark: Any) -> tuple[Comparison, dict[str, float]]:
+def compare(
+    makes: dict[str, Callable[[], Any]], rounds: int, benchmark: Any, look: Callable[[Any], None] | None = None
+) -> tuple[Comparison, dict[str, float]]:
     """Measure loaders; return that and their median rates. The first is what others are compared with."""
-    comparison = Comparison([Sampled(name, partial(sample, make)) for name, make in makes.items()], next(iter(makes)))
+    contenders = [Sampled(name, partial(sample, make, look)) for name, make in makes.items()]
+    comparison = Comparison(contenders, next(iter(makes)))
     benchmark.pedantic(comparison.round, setup=comparison.rest, rounds=rounds, iterations=1)
     return comparison, {row["name"]: row["records_per_second"] for row in comparison.rows()}
 

@@ -6,9 +6,7 @@ python -m pytest benchmarks/bench_workers.py --benchmark-enable -s
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ import pytest
 import torch
 
 import shufflestore as ss
-from benchmarks.harness.measure import Comparison, Sample, Sampled
+from benchmarks.bench_foreign import compare
 from benchmarks.harness.report import Figure, Report
 from benchmarks.harness.workload import Workload
 
@@ -54,26 +52,10 @@ def as_numpy(records: list[Record]) -> list[Any]:
     return [np.array([number for number, _ in records]), np.stack([record.numpy() for _, record in records])]
 
 
-def delivered(batch: list[Any]) -> list[int]:
+def check(batch: list[Any]) -> None:
     """Each record's values are those of its number."""
-    numbers, records = batch[0].tolist(), batch[1]
-    for number, record in zip(numbers, records, strict=True):
+    for number, record in zip(batch[0].tolist(), batch[1], strict=True):
         assert record[0] == record[-1] == number, f"record {number} is another one"
-    return numbers
-
-
-def sample(make: Callable[[], Iterator[Any]], length: int) -> Sample:
-    """One epoch, from the first batch of each worker on. Some batches are looked at when the clock stands."""
-    ids, kept, times = [], [], []
-    for step, batch in enumerate(make()):
-        times.append(time.perf_counter())
-        ids.append(batch[0])
-        if step % 16 == 0:
-            kept.append(batch)
-    for batch in kept:
-        delivered(batch)
-    assert sorted(np.concatenate([np.asarray(part) for part in ids]).tolist()) == list(range(length))
-    return Sample(times[-1] - times[WORKERS - 1], length - WORKERS * BATCH)
 
 
 CASES = {
@@ -89,17 +71,12 @@ CASES = {
 def test_workers(benchmark: Any, workload: Workload, rounds: int, case: str) -> None:
     """Two workers, one fetch thread each, as torch's."""
     what, width, batches, collate_fn = CASES[case]
-    length = (batches if workload.is_timed else 6) * BATCH
-    data = Kept(length, width)
-
-    def contender(name: str, kind: Any) -> Sampled:
-        def make() -> Iterator[Any]:
-            return iter(kind(data, BATCH, num_workers=WORKERS, collate_fn=collate_fn))
-
-        return Sampled(name, partial(sample, make, length))
-
-    comparison = Comparison([contender("torch", Torch), contender("ours", ss.DataLoader)], "torch")
-    benchmark.pedantic(comparison.round, setup=comparison.rest, rounds=rounds if workload.is_timed else 1, iterations=1)
+    data = Kept((batches if workload.is_timed else 6) * BATCH, width)
+    makes: dict[str, Callable[[], Any]] = {
+        "torch": lambda: Torch(data, BATCH, num_workers=WORKERS, collate_fn=collate_fn),
+        "ours": lambda: ss.DataLoader(data, BATCH, num_workers=WORKERS, collate_fn=collate_fn),
+    }
+    comparison, _ = compare(makes, rounds if workload.is_timed else 1, benchmark, check)
     report = Report(
         f"workers-{case}", f"Batches of {what} from two worker processes", COMMAND, "torch", comparison.rows()
     )

@@ -99,7 +99,7 @@ do_all() {
 
 for wanted in "$@"; do
   declare -F "do_$wanted" >/dev/null ||
-    { echo "no step '$wanted'; there are: all, lint, native, pytest, campaign" >&2; exit 2; }
+    { echo "no step '$wanted'; there are:" $(declare -F | sed -n 's/.* do_//p') >&2; exit 2; }
 done
 make_environment test,lint cmake ninja nanobind clang-format || exit 1
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,33 @@ def good(done: subprocess.CompletedProcess[str]) -> str:
 
 def child_code(work: Callable[[], None], seconds: int = 60) -> int:
     """Fork; do some work in the child, which shows its stacks and dies if it hangs; return its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(_child(work, seconds), 0)[1])
+
+
+@contextlib.contextmanager
+def later_child(work: Callable[[], None], seconds: int = 60) -> Iterator[Callable[[], int]]:
+    """Fork now; what is yielded lets the child do its work, and returns its exit code."""
+    wait, go = os.pipe()
+
+    def waited() -> None:
+        os.close(go)  # so that a parent that fails ends the wait
+        os.read(wait, 1)
+        work()
+
+    child = _child(waited, seconds)
+
+    def code() -> int:
+        os.write(go, b"!")
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    try:
+        yield code
+    finally:
+        os.close(go)
+        os.close(wait)
+
+
+def _child(work: Callable[[], None], seconds: int) -> int:
     child = os.fork()
     if child == 0:
         code = 1
@@ -204,4 +231,4 @@ def child_code(work: Callable[[], None], seconds: int = 60) -> int:
             traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child

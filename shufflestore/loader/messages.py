@@ -12,7 +12,7 @@ import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import get_worker_info
 
-from shufflestore.loader.segments import INLINE, Segment, SegmentPool, is_plain, received
+from shufflestore.loader.segments import INLINE, Segment, SegmentPool, UInt8Array, is_plain, received
 
 __all__ = ["ResultQueue", "SegmentQueue", "dumps"]
 
@@ -102,9 +102,19 @@ class _Pickler(ForkingPickler):
         if size <= INLINE:
             return _inline(storage)
         segment = self._pool.holding(storage)
-        if segment is None and not self._pool.is_kept(storage, used):
-            segment = self._pool.copied(storage)
-        return None if segment is None else self._sent(segment, size)
+        if segment is not None:
+            return self._sent(segment, size)
+        if self._pool.is_kept(storage, used):
+            return None
+        self._pool.note_copied(storage)
+        return self._copied(_bytes(storage))
+
+    def _copied(self, content: UInt8Array) -> _Made:
+        copy = self._pool.take(content.nbytes)
+        _bytes(copy)[:] = content
+        segment = self._pool.holding(copy)
+        assert segment is not None, "it was just taken"
+        return self._sent(segment, content.nbytes)  # before `copy` ends: until it is sent nothing else holds it
 
     def _sent(self, segment: Segment, size: int) -> _Made:
         gone = () if self.segments else self.gone
@@ -114,11 +124,7 @@ class _Pickler(ForkingPickler):
     def _array(self, array: np.ndarray[Any, Any]) -> Any:
         if array.nbytes <= INLINE or array.dtype.hasobject or not array.flags.c_contiguous:
             return NotImplemented
-        copy = self._pool.take(array.nbytes)
-        _bytes(copy)[:] = array.reshape(-1).view(np.uint8)
-        segment = self._pool.holding(copy)
-        assert segment is not None, "it was just taken"
-        return _array, (self._sent(segment, array.nbytes), array.dtype, array.shape)
+        return _array, (self._copied(array.reshape(-1).view(np.uint8)), array.dtype, array.shape)
 
 
 class _Made:
@@ -149,5 +155,5 @@ def _array(storage: torch.UntypedStorage, dtype: Any, shape: tuple[int, ...]) ->
     return _bytes(storage).view(dtype).reshape(shape)
 
 
-def _bytes(storage: torch.UntypedStorage) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _bytes(storage: torch.UntypedStorage) -> UInt8Array:
     return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()

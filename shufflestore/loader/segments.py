@@ -21,7 +21,7 @@ import torch
 from torch.utils.data._utils import collate
 from torch.utils.data._utils.collate import collate_tensor_fn
 
-__all__ = ["INLINE", "Segment", "SegmentPool", "SegmentTable", "is_plain", "received"]
+__all__ = ["INLINE", "Segment", "SegmentPool", "SegmentTable", "UInt8Array", "is_plain", "received"]
 
 UInt8Array = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -255,12 +255,9 @@ class SegmentPool:
         segment = self._by_address.get(storage.data_ptr())
         return None if segment is None or segment.sent == _HEADER else segment
 
-    def copied(self, storage: torch.UntypedStorage) -> Segment:
-        """Return a segment that has what the user's storage holds."""
+    def note_copied(self, storage: torch.UntypedStorage) -> None:
+        """Remember that a storage of the user's was copied, for as long as it lives."""
         self._copied[storage.data_ptr()] = storage
-        copy = self.take(storage.nbytes())
-        copy.copy_(storage, False)
-        return self._by_address[copy.data_ptr()]
 
     def is_kept(self, storage: torch.UntypedStorage, used: int) -> bool:
         """Whether a storage belongs to the data set rather than to a batch: copied before, or large and little used."""
@@ -268,7 +265,7 @@ class SegmentPool:
         return was_copied or (storage.nbytes() > _KEPT and 2 * used < storage.nbytes())
 
     def address(self, segment: Segment) -> tuple[Any, ...]:
-        """Note that a segment is sent. Return what the receiver finds it by."""
+        """Note that a segment is sent, while something here still holds it. Return what the receiver finds it by."""
         whole = None if segment.is_known else segment.whole
         turn, segment.sent, segment.is_known = segment.sent, segment.sent + 1, True
         return self._table, self._process, segment.number, turn, whole

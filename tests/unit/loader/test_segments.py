@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import sys
 import threading
 from multiprocessing.reduction import ForkingPickler
@@ -16,6 +14,7 @@ from torch.utils.data._utils import collate
 
 from shufflestore.loader.messages import dumps
 from shufflestore.loader.segments import SegmentPool, SegmentTable
+from tests.scenes import child_code, later_child
 
 LARGE = 100_000
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -233,6 +232,10 @@ def test_what_was_sent_and_is_held_twice_waits_for_both(pool):
     assert (crossed(pool, large(9, 4 * LARGE)) == 9).all()
     assert (second == 7).all()
     assert len(pool) == 2
+    del second
+    held = [crossed(pool, large(i, 4 * LARGE)) for i in range(2)]
+    assert len(pool) == 2, "both are free again"
+    assert all((x == i).all() for i, x in enumerate(held))
 
 
 def test_a_batch_that_is_not_sent_leaves_its_segment_at_once(pool):
@@ -254,7 +257,6 @@ def test_sizes_that_change_leave_no_heap_of_segments(pool, table):
         "large ones that nobody uses are gone"
     )
     assert len(table) <= len(pool) + 1
-    print("most", most)
     assert most < 40, most
 
 
@@ -309,40 +311,38 @@ def test_several_threads_may_stack_at_once(pool):
 
 @pytest.mark.parametrize("is_sent", [True, False])
 def test_what_a_child_looks_at_is_never_written_again(pool, is_sent):
-    held = crossed(pool, large(1)) if is_sent else pool.collate_tensor([large(1)])
-    go_read, go = os.pipe()
-    done, tell = os.pipe()
-    child = os.fork()
-    if child == 0:  # sees the parent's batch
-        os.read(go_read, 1)
-        os.write(tell, b"y" if bool((held.numpy() == 1).all()) else b"n")  # torch's threads are not there any more
-        os._exit(0)
-    try:
-        del held
+    held = [crossed(pool, large(1)) if is_sent else pool.collate_tensor([large(1)])]
+
+    def see() -> None:
+        assert (held[0].numpy() == 1).all()  # not by torch, whose threads are not there any more
+
+    with later_child(see) as code:
+        held.clear()
         for i in range(20):
             assert (crossed(pool, large(100 + i)) == 100 + i).all()
-        os.write(go, b"!")
-        assert os.read(done, 1) == b"y"
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        for end in (go_read, go, done, tell):
-            os.close(end)
+        assert code() == 0
 
 
 def test_a_child_that_drops_its_copy_gives_nothing_back(pool, table):
     for i in range(20):
-        held = crossed(pool, large(i))
-        child = os.fork()
-        if child == 0:
-            del held
-            gc.collect()
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
+        held = [crossed(pool, large(i))]
+        assert child_code(held.clear) == 0
         assert [(crossed(pool, large(j)) == j).all().item() for j in range(30, 33)] == [True] * 3
-        assert (held == i).all()
+        assert (held[0] == i).all()
     assert len(pool) <= 3, "what a child has seen is let go"
     assert len(table) <= 4
+
+
+@pytest.mark.parametrize("sent", [large(1), np.full(LARGE, 1)])
+def test_a_copy_is_nobody_elses_before_it_is_sent(pool, monkeypatch, sent):
+    address = SegmentPool.address
+
+    def beside(pool, segment):
+        pool.take(segment.capacity).fill_(9)  # as a thread would that stacks
+        return address(pool, segment)
+
+    monkeypatch.setattr(SegmentPool, "address", beside)
+    assert (crossed(pool, sent) == 1).all()
 
 
 def test_what_cannot_be_pickled_loses_no_segment(pool, table):

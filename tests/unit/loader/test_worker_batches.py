@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-import signal
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 import shufflestore as ss
 from shufflestore.loader import segments
+from tests.scenes import later_child
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*multi-threaded, use of fork:DeprecationWarning", "ignore:.*pin_memory.*:UserWarning"
@@ -158,22 +158,14 @@ def test_our_own_batches_go_into_workers_and_come_back_in_segments(tmp_path, mon
 
 def test_a_child_of_the_parent_keeps_the_batch_that_it_saw():
     iterator = iter(ss.DataLoader(Pictures(200), 8, num_workers=1))
-    held = next(iterator)["pixels"].numpy()
-    wanted = held.copy()
-    (go_read, go), (done, tell) = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.read(go_read, 1)
-        os.write(tell, b"y" if np.array_equal(held, wanted) else b"n")
-        os._exit(0)
-    try:
-        del held
+    held = [next(iterator)["pixels"].numpy()]
+    wanted = held[0].copy()
+
+    def see() -> None:
+        assert np.array_equal(held[0], wanted)
+
+    with later_child(see) as code:
+        held.clear()
         for batch in iterator:
             check(batch)
-        os.write(go, b"!")
-        assert os.read(done, 1) == b"y"
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        for end in (go_read, go, done, tell):
-            os.close(end)
+        assert code() == 0
